@@ -12,11 +12,14 @@ BIN := $(ROOT)/.venv/bin
 SERVER_BIN := $(ROOT)/.venv-server/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo
+# The tiny twin of CONFIG: a configuration is called as its file is.
+TWIN = build/twins/$(notdir $(CONFIG))
+TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 
 export PREFERENCE_SERVER_PYTHON := $(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format export serve up down sources bench-export lock clean
+.PHONY: help install demo twin test check format export serve up down sources bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(ROOT)/Makefile
@@ -42,11 +45,25 @@ $(SERVER_BIN)/.installed: requirements/server.txt core/pyproject.toml embedded/p
 
 demo: install ## the main job on this CPU: train tiny members, export, serve, score, evaluate
 	$(BIN)/preference-train generate configs/demo.toml
+	$(BIN)/preference-train baseline configs/demo.toml
 	$(BIN)/preference-train fit configs/demo.toml
 	$(BIN)/preference-export all configs/demo.toml
 	$(SERVER_BIN)/preference-serve configs/demo.toml --run -- \
 		$(BIN)/preference-score $(DEMO)/data/test.csv -o $(DEMO)/predictions.csv --url '{url}'
 	$(BIN)/preference-train evaluate configs/demo.toml --predictions $(DEMO)/predictions.csv
+
+twin: install ## train, export, serve and score the tiny twin of a published system, CONFIG=configs/...
+	$(BIN)/preference-train twin $(CONFIG) -o $(TWIN)
+	$(BIN)/preference-train generate $(TWIN)
+	$(BIN)/preference-train baseline $(TWIN)
+	$(BIN)/preference-train fit $(TWIN)
+	if grep -q '^include' $(TWIN); then \
+		$(BIN)/preference-train predict $(TWIN) && \
+		$(BIN)/preference-train weights $(TWIN) --rule inverse-log-loss; fi
+	$(BIN)/preference-export all $(TWIN)
+	$(SERVER_BIN)/preference-serve $(TWIN) --run -- \
+		$(BIN)/preference-score $(TWIN_BUILD)/data/test.csv -o $(TWIN_BUILD)/predictions.csv --url '{url}'
+	$(BIN)/preference-train evaluate $(TWIN) --predictions $(TWIN_BUILD)/predictions.csv
 
 test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest

@@ -8,7 +8,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ Policy = Literal["right", "left", "middle", "spread", "longest_first", "turns"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Engine = Literal["tensorrt", "onnxruntime"]
 Rounding = Literal["none", "nf4", "int8"]
+Kind = Literal["classifier", "length_buckets"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -110,12 +111,16 @@ class Member:
 
     Several `adapter`s (of folds, say) become one member whose weights are the mean of the merged ones. `base_rounding`
     merges into the base as bitsandbytes rounds it in training, and not as it is stored.
+
+    A member of the kind `length_buckets` is the length baseline: `base` is the folder of fitted buckets, and whatever
+    concerns text, weights and precision has no meaning.
     """
 
     name: str
     base: str
-    template: str
-    max_tokens: int
+    kind: Kind = "classifier"
+    template: str = ""
+    max_tokens: int = 0
     adapter: str | tuple[str, ...] | None = None
     revision: str | None = None
     adapter_revision: str | None = None
@@ -138,13 +143,12 @@ class Member:
                 hint="A member's name is lower-case letters, digits and underscores, and none of: "
                 + ", ".join(sorted(RESERVED_MODEL_NAMES)),
             )
-        template_named(self.template)
-        _at_least("max_tokens", self.max_tokens, 16)
         _at_least("instances", self.instances, 1)
         _at_least("threads", self.threads, 1)
-        if self.adapter == ():
-            raise ConfigError("`adapter` is an empty list", hint="Leave it out where the base brings its own head.")
-        self._check_quantisation()
+        if self.kind == "classifier":
+            self._check_classifier()
+        else:
+            self._check_length_buckets()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -152,6 +156,25 @@ class Member:
         if self.adapter is None:
             return ()
         return (self.adapter,) if isinstance(self.adapter, str) else self.adapter
+
+    def _check_classifier(self) -> None:
+        if not self.template:
+            raise ConfigError("`template` is missing")
+        template_named(self.template)
+        _at_least("max_tokens", self.max_tokens, 16)
+        if self.adapter == ():
+            raise ConfigError("`adapter` is an empty list", hint="Leave it out where the base brings its own head.")
+        self._check_quantisation()
+
+    def _check_length_buckets(self) -> None:
+        shared = ("name", "base", "kind", "revision", "instances", "threads", "parity")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            unset = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+            if entry.name not in shared and value != unset:
+                raise ConfigError(
+                    f"`{entry.name}` has no meaning for a member of the kind `length_buckets`", hint="Remove it."
+                )
 
     def _check_quantisation(self) -> None:
         if self.quantisation is None:
@@ -279,7 +302,7 @@ def load_config(path: str | Path, *, include_may_be_missing: bool = False) -> Co
     if included is not None:
         combine = table["combine"]
         del combine["include"]
-        extra = {} if include_may_be_missing and not included.exists() else _toml(included)
+        extra = _included(included, include_may_be_missing)
         both = sorted(set(extra) & set(combine))
         if both:
             raise ConfigError(f"{path}: `combine.{both[0]}` is given here and in {included}")
@@ -305,6 +328,17 @@ def _included_file(path: Path, table: Mapping[str, Any]) -> Path | None:
     if not isinstance(combine, dict) or "include" not in combine:
         return None
     return path.parent / str(combine["include"])
+
+
+def _included(path: Path, may_be_missing: bool) -> dict[str, Any]:
+    if path.exists():
+        return _toml(path)
+    if may_be_missing:
+        return {}
+    raise ConfigError(
+        f"There is no file `{path}`, which `combine.include` names",
+        hint="`preference-train weights CONFIG` writes it.",
+    )
 
 
 def _toml(path: Path) -> dict[str, Any]:

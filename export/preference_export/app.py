@@ -84,6 +84,8 @@ def merge(config: ConfigPath, as_json: AsJson = False) -> None:
     run = Run(load_config(config), as_json)
     check_supported(run.config)
     for member in run.config.members:
+        if member.kind == "length_buckets":
+            continue
         source = source_of(member)
         opened = members.open_member(run.config, member, source)
         target = run.config.build_folder / "merged" / member.name
@@ -154,7 +156,7 @@ def all_stages(
     as_json: AsJson = False,
 ) -> None:
     """Calibrate, export, build, check and assemble, as needed; stages whose inputs have not changed are skipped."""
-    run = Run(load_config(config), as_json)
+    run = Run(load_config(config, include_may_be_missing=dry_run), as_json)
     check_supported(run.config)
     if dry_run:
         plans = [plan_of(run.config, member) for member in run.config.members]
@@ -209,7 +211,7 @@ def _onnx(run: Run, member: Member, source: Source) -> None:
 
 def _calibrate(run: Run, member: Member, source: Source) -> None:
     if recipe_of(member).calibrated:
-        changed = calibrate_member(run.config, member, source, lambda: members.reference_of(run.config, member, source))
+        changed = calibrate_member(run.config, member, source, lambda: members.original_of(run.config, member, source))
         run.add("calibrate", member.name, changed=changed, folder=calibration_folder(run.config, member))
 
 

@@ -15,12 +15,12 @@ import torch
 
 from preference_core.battle import swapped_label_order
 from preference_core.combination import softmax
+from preference_core.encoders import encoder_from_folder
 from preference_core.errors import ParityError, UserError
 from preference_core.manifest import Manifest, sha256_of, write_manifest
 from preference_core.metrics import swap_consistency
 from preference_core.settings import Config, Member
 from preference_core.structure import plain
-from preference_core.tokenisation import BattleTokenizer
 from preference_export.calibration import sample_of
 from preference_export.engine import NO_GPU, PLAN_FILE, gpu_architecture, tensorrt_module
 from preference_export.engines import built_engine, engine_folder
@@ -148,9 +148,9 @@ def _overflow(found: Scan | None) -> list[str]:
 
 def _sequences(folder: Path, sample: Sample) -> tuple[list[TokenIds], list[TokenIds]]:
     """Token ids of the sample's battles, and of the same battles with their responses exchanged."""
-    tokenizer = BattleTokenizer.from_folder(folder)
+    encoder = encoder_from_folder(folder)
     orders = (sample.battles, tuple(battle.swapped() for battle in sample.battles))
-    forward, swapped = ([tokens.ids for tokens in tokenizer.encode_batch(battles)] for battles in orders)
+    forward, swapped = ([tokens.ids for tokens in encoder.encode_batch(battles)] for battles in orders)
     return forward, swapped
 
 

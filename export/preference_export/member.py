@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from preference_core.errors import ArtefactError
+from preference_core.lengths import read_buckets, write_buckets
 from preference_core.manifest import Manifest, fingerprint, read_manifest, sha256_of, verify, write_manifest
 from preference_core.settings import Config, Member
 from preference_core.structure import plain
@@ -26,6 +27,7 @@ from preference_export.checkpoint import TensorFiles
 from preference_export.external_data import check_external_data
 from preference_export.folders import replaced
 from preference_export.graph_precision import ParameterSpec, written_specs
+from preference_export.length_buckets import LengthReference, write_onnx
 from preference_export.merge import MergedWeights
 from preference_export.onnx_export import (
     MODEL_FILE,
@@ -36,6 +38,7 @@ from preference_export.onnx_export import (
     linear_modules,
     parameter_specs,
 )
+from preference_export.parity import Classifier
 from preference_export.precision import Recipe, recipe_of
 from preference_export.quantise import quantised_gemms
 from preference_export.reference import Reference
@@ -89,6 +92,8 @@ def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
 
 def settings_of(config: Config, member: Member) -> dict[str, Any]:
     """The part of the configuration that decides the content of an exported member."""
+    if member.kind == "length_buckets":
+        return {"labels": list(config.labels), "kind": member.kind}
     keys = ("template", "max_tokens", "truncation", "base_rounding")
     values = {key: plain(getattr(member, key)) for key in keys}
     return {"labels": list(config.labels), "recipe": recipe_of(member).described, **values}
@@ -110,6 +115,9 @@ def export_member(
     made_from = {"settings": settings_of(config, member), "inputs": input_hashes(source), "calibration": origin}
     if _is_current(folder_of(config, member), made_from):
         return False
+    if member.kind == "length_buckets":
+        _write_length_buckets(config, member, source, made_from)
+        return True
     opened = open_member(config, member, source)
     started(opened.bytes)
     tokenisation = settings_of_checkpoint(source.base.folder, member)
@@ -119,6 +127,16 @@ def export_member(
         details = {"architecture": opened.architecture.model_type, "weight_bytes": opened.bytes, **_origins(source)}
         write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
     return True
+
+
+def _write_length_buckets(config: Config, member: Member, source: Source, made_from: Mapping[str, Any]) -> None:
+    buckets = read_buckets(source.base.folder, config.labels)
+    with replaced(folder_of(config, member)) as folder:
+        write_buckets(folder, buckets)
+        hashes = write_onnx(folder, buckets)
+        weight_bytes = buckets.log_probabilities().nbytes
+        details = {"architecture": member.kind, "weight_bytes": weight_bytes, **_origins(source)}
+        write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
 
 
 def exported_member(config: Config, member: Member) -> Manifest:
@@ -134,7 +152,14 @@ def exported_member(config: Config, member: Member) -> Manifest:
     return manifest
 
 
-def reference_of(config: Config, member: Member, source: Source) -> Reference:
+def reference_of(config: Config, member: Member, source: Source) -> Classifier:
+    """What a member is compared with: the original model, or its length buckets."""
+    if member.kind == "length_buckets":
+        return LengthReference(read_buckets(source.base.folder, config.labels))
+    return original_of(config, member, source)
+
+
+def original_of(config: Config, member: Member, source: Source) -> Reference:
     """The original model; a base that is not what `transformers` would load is handed over tensor by tensor."""
     folder = source.base.folder
     base = open_member(config, member, source).weights.base

@@ -8,35 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import try_to_load_from_cache
 
-from preference_core.settings import Config, Member, Precision, is_hub_id
+from preference_core import tensors
+from preference_core.lengths import LENGTHS_FILE, read_buckets
+from preference_core.settings import Config, Member, is_hub_id
 from preference_export.architecture import architecture_of, hugging_face_config
 from preference_export.checkpoint import ADAPTER_WEIGHTS, CheckpointError
-from preference_export.onnx_export import classifier_without_data
-from preference_export.packed import Gemm, PackedClassifier
+from preference_export.engine import Profile, profiles_of
+from preference_export.graph_precision import written_specs
+from preference_export.onnx_export import classifier_without_data, linear_modules, parameter_specs
+from preference_export.packed import Gemm
+from preference_export.precision import recipe_of
 from preference_export.published import BASES
+from preference_export.quantise import quantised_gemms
 
-#: Bytes of one weight of a layer's GEMM, and of the embedding. The rest is float32.
-GEMM_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
-EMBEDDING_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}
 #: Resident memory of an export before any weight is read: libraries, and the graph of a model of some forty layers.
 IDLE_BYTES = 1024**3
 #: A merge holds the float32 weight, its change, their sum and the rounded result.
 BYTES_PER_MERGED_WEIGHT = 14
 STORED_BYTES = 2
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
-
-
-@dataclass(frozen=True)
-class Profile:
-    """An optimisation profile of an engine: the range of sequences and of tokens of one batch."""
-
-    name: str
-    sequences: int
-    tokens: int
-    longest: int
 
 
 @dataclass(frozen=True)
@@ -66,13 +58,17 @@ class MemberPlan:
 
 def plan_of(config: Config, member: Member) -> MemberPlan:
     """The plan for one member. Raises where its shapes are known from nowhere, or cannot be exported exactly."""
+    if member.kind == "length_buckets":
+        return _length_plan(config, member)
     published, shapes_from, bytes_in = _base(member)
     architecture = architecture_of(published)
     architecture.check_length(member.max_tokens)
-    model = classifier_without_data(architecture, len(config.labels), torch.float32)
+    model = classifier_without_data(architecture, len(config.labels))
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
     largest = max(module.weight.numel() for module in model.modules() if isinstance(module, Gemm))
     total = sum(parameters.values())
+    recipe = recipe_of(member)
+    written = written_specs(parameter_specs(model), recipe, quantised_gemms(linear_modules(model), recipe))
     return MemberPlan(
         member=member.name,
         base=member.base,
@@ -84,11 +80,35 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
         precision=member.precision,
         engine=member.engine,
         bytes_in=bytes_in,
-        bytes_out=_bytes_out(model, member.precision),
+        bytes_out=sum(spec.bytes for spec in written.values()),
         export_memory_bytes=IDLE_BYTES + BYTES_PER_MERGED_WEIGHT * largest,
         check_memory_bytes=IDLE_BYTES + 4 * total,
-        missing=() if member.adapter_revision else tuple(filter(_is_missing, member.adapters)),
-        profiles=_profiles(member, config.serving.max_batch_size) if member.engine == "tensorrt" else (),
+        missing=tuple(f"adapter {location}" for location in member.adapters if _is_missing(member, location)),
+        profiles=profiles_of(member.max_tokens, config.serving.max_batch_size) if member.engine == "tensorrt" else (),
+    )
+
+
+def _length_plan(config: Config, member: Member) -> MemberPlan:
+    """The plan for length buckets, which may not be fitted yet."""
+    fitted = (Path(member.base) / LENGTHS_FILE).is_file()
+    buckets = len(read_buckets(Path(member.base), config.labels).probabilities) if fitted else 0
+    bytes_out = 4 * buckets * len(config.labels)
+    return MemberPlan(
+        member=member.name,
+        base=member.base,
+        shapes_from="its buckets" if fitted else "nothing: the buckets are not fitted yet",
+        architecture=member.kind,
+        layers=0,
+        tensors=1,
+        parameters=buckets * len(config.labels),
+        precision=member.precision,
+        engine=member.engine,
+        bytes_in=bytes_out,
+        bytes_out=bytes_out,
+        export_memory_bytes=IDLE_BYTES,
+        check_memory_bytes=IDLE_BYTES,
+        missing=() if fitted else (f"buckets {member.base}",),
+        profiles=(),
     )
 
 
@@ -121,28 +141,8 @@ def _stored_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _is_missing(folder: str) -> bool:
-    return not (Path(folder) / ADAPTER_WEIGHTS).is_file()
-
-
-def _bytes_out(model: PackedClassifier, precision: Precision) -> int:
-    """Bytes of the ONNX weights. A quantised GEMM has one 16-bit scale per output."""
-    gemms = {f"{name}.weight": m for name, m in model.model.named_modules(prefix="model") if isinstance(m, Gemm)}
-    total = 0
-    for name, parameter in model.named_parameters():
-        if name in gemms:
-            scales = 2 * parameter.shape[0] if GEMM_BYTES[precision] == 1 else 0
-            total += GEMM_BYTES[precision] * parameter.numel() + scales
-        else:
-            total += (EMBEDDING_BYTES[precision] if "embed_tokens" in name else 4) * parameter.numel()
-    return total
-
-
-def _profiles(member: Member, max_batch_size: int) -> tuple[Profile, ...]:
-    return (
-        Profile("latency", 1, member.max_tokens, member.max_tokens),
-        Profile("throughput", max_batch_size, max_batch_size * member.max_tokens, member.max_tokens),
-    )
+def _is_missing(member: Member, adapter: str) -> bool:
+    return member.adapter_revision is None and not (Path(adapter) / ADAPTER_WEIGHTS).is_file()
 
 
 def _lines(plan: MemberPlan) -> list[str]:
@@ -156,10 +156,18 @@ def _lines(plan: MemberPlan) -> list[str]:
         line("bytes", f"{_size(plan.bytes_in)} in, {_size(plan.bytes_out)} out"),
         line("memory", f"{_size(plan.export_memory_bytes)} to export, {_size(plan.check_memory_bytes)} to compare"),
     ]
-    for profile in plan.profiles:
-        numbers = f"{profile.sequences} x up to {profile.longest} tokens, {profile.tokens:,} in all"
-        lines.append(line("profile", f"{profile.name}: {numbers}"))
-    return lines + [line("missing", f"adapter {location}") for location in plan.missing]
+    lines += [line("profile", _profile_text(profile)) for profile in plan.profiles]
+    return lines + [line("missing", missing) for missing in plan.missing]
+
+
+def _profile_text(profile: Profile) -> str:
+    _, _, tokens = profile.lengths[tensors.INPUT_IDS.name]
+    _, usual, most = (bounds - 1 for bounds in profile.lengths[tensors.CU_SEQLENS.name])
+    _, usual_tokens, _ = profile.lengths[tensors.MAX_SEQLEN.name]
+    return (
+        f"{profile.name}: up to {most} sequences, {tokens:,} tokens in all; "
+        f"tuned for {usual} of {usual_tokens:,} tokens"
+    )
 
 
 def _size(count: int) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preference_core import tensors
+from preference_core.encoders import ENCODER_FILES
 from preference_core.errors import ArtefactError
 from preference_core.manifest import Manifest, fingerprint, read_manifest, sha256_of, verify, write_manifest
 from preference_core.settings import Config, combination_of
 from preference_core.structure import plain
-from preference_core.tokenisation import SETTINGS_FILE, TOKENIZER_FILE
 from preference_core.triton_model import UNCHECKED
 from preference_export.engine import PLAN_FILE
 from preference_export.engines import built_engine, engine_folder
@@ -152,17 +152,17 @@ def _sources(config: Config, programs: Path) -> dict[str, Part]:
 
 
 def _artefacts(config: Config, manifests: Mapping[str, Manifest], engines: Mapping[str, Manifest]) -> dict[str, Part]:
-    """The files of every member, by path; what is run goes to the member's model, tokenizers to `tokenize`."""
+    """The files of every member, by path; what is run goes to the member's model, encoders to `tokenize`."""
     parts = {}
     for member in config.members:
         folder, manifest = folder_of(config, member), manifests[member.name]
-        for file in (TOKENIZER_FILE, SETTINGS_FILE):
+        for file in filter(manifest.files.__contains__, ENCODER_FILES):
             path = f"{tensors.TOKENIZE}/{VERSION}/{member.name}/{file}"
             parts[path] = Part(source=folder / file, sha256=manifest.files[file].sha256)
         run: tuple[str, ...] = (MODEL_FILE, DATA_FILE)
         if member.name in engines:
             folder, manifest, run = engine_folder(config, member), engines[member.name], (PLAN_FILE,)
-        for file in run:
+        for file in filter(manifest.files.__contains__, run):
             parts[f"{member.name}/{VERSION}/{file}"] = Part(source=folder / file, sha256=manifest.files[file].sha256)
     return parts
 

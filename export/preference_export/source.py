@@ -3,11 +3,19 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from preference_core.lengths import LENGTHS_FILE
 from preference_core.manifest import sha256_of
 from preference_core.settings import Member
 from preference_export.checkpoint import Checkpoint, locate
 
-INPUT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "tokenizer*.json")
+INPUT_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    "tokenizer*.json",
+    LENGTHS_FILE,
+)
 
 
 @dataclass(frozen=True)

@@ -143,3 +143,46 @@ def test_a_member_has_no_adapter_or_one_or_several(load, line, adapters):
 def test_an_adapter_or_a_rounding_that_means_nothing_is_refused(load, line, message):
     with pytest.raises(ConfigError, match=message):
         load(MINIMAL.replace('template = "gemma"', f'template = "gemma"\n{line}'))
+
+
+LENGTH = """
+name = "tiny"
+
+[[member]]
+name = "length"
+kind = "length_buckets"
+base = "build/tiny/baseline"
+"""
+
+
+def test_a_member_of_length_buckets_needs_nothing_but_its_folder(load):
+    config = load(LENGTH)
+    assert config.members[0].kind == "length_buckets"
+    assert structure(Config, plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'template = "gemma"',
+        "max_tokens = 64",
+        'adapter = "a"',
+        'precision = "fp16"',
+        'engine = "tensorrt"',
+        "gpus = [0]",
+    ],
+)
+def test_what_has_no_meaning_for_length_buckets_is_refused(load, line):
+    with pytest.raises(ConfigError, match=f"`{line.partition(' ')[0]}` has no meaning for a member of the kind"):
+        load(LENGTH + line)
+
+
+def test_a_classifier_needs_a_template(load):
+    with pytest.raises(ConfigError, match="`template` is missing"):
+        load(MINIMAL.replace('template = "gemma"', ""))
+
+
+def test_an_included_file_that_is_missing_is_named_with_what_writes_it(load):
+    with pytest.raises(ConfigError, match=r"which `combine\.include` names") as caught:
+        load(f'{MINIMAL}[combine]\ninclude = "weights.toml"\n')
+    assert "preference-train weights" in str(caught.value.hint)

@@ -17,9 +17,9 @@ from preference_training.baseline import (
     cross_validated,
     differences_of,
     fit_buckets,
-    length_of,
     read_baseline,
 )
+from preference_training.predictions import read_predictions
 from preference_training.rows import read_labelled
 
 REAL_BATTLES = next(
@@ -97,9 +97,7 @@ def test_a_label_that_never_was_seen_is_not_impossible():
     assert np.min(buckets.probabilities) > 0
 
 
-def test_length_counts_joined_turns_in_characters_or_words():
-    assert length_of(("ab", "", "cd ef"), "characters") == len("ab  cd ef")
-    assert length_of(("ab", "", "cd ef"), "words") == 3
+def test_differences_are_those_of_the_first_response_from_the_second():
     assert differences_of([Battle(("p",), ("long",), ("s",))], "characters").tolist() == [3]
 
 
@@ -152,3 +150,42 @@ def test_on_real_battles_it_beats_the_class_prior_by_more_than_noise():
     assert score.battles == 1392
     assert score.gain.low > 0.03
     assert score.log_loss.high < score.class_prior
+
+
+MEMBER = """
+name = "small"
+[[member]]
+name = "length"
+kind = "length_buckets"
+base = "build/small/baseline"
+[training.baseline]
+buckets = 8
+[data]
+train = "train.csv"
+validation = "train.csv"
+"""
+
+
+def test_a_member_of_length_buckets_is_fitted_as_the_configuration_says_and_predicts(config):
+    config.write_text(MEMBER)
+    fitted = CliRunner().invoke(app, ["fit", str(config)], catch_exceptions=False)
+    assert fitted.exit_code == 0, fitted.stderr
+    buckets = read_baseline(load_config(config))
+    assert buckets is not None
+    assert len(buckets.probabilities) == 8
+    again = CliRunner().invoke(app, ["baseline", str(config)], catch_exceptions=False)
+    assert "up to date" in again.stderr
+    predicted = CliRunner().invoke(app, ["predict", str(config)], catch_exceptions=False)
+    assert predicted.exit_code == 0, predicted.stderr
+    data = read_labelled(Path("train.csv"), LABELS_THREE_WAY)
+    expected = buckets.predict(differences_of(data.battles, "characters"))
+    read = read_predictions(Path("build/small/validation_predictions.csv"), load_config(config))
+    assert read.ids == data.ids
+    assert np.abs(read.ensemble - expected).max() < 1e-6
+    assert set(read.dropped["length"].tolist()) == {0}
+
+
+def test_a_member_whose_buckets_come_from_elsewhere_needs_them_to_be_there(config):
+    config.write_text(MEMBER.replace("build/small/baseline", "elsewhere"))
+    with pytest.raises(ArtefactError, match=r"`elsewhere` has no length_buckets\.json"):
+        CliRunner().invoke(app, ["fit", str(config)], catch_exceptions=False)

@@ -60,14 +60,19 @@ max_batch_size = 8
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_every_published_system_has_a_twin(path, tmp_path):
-    real = load_config(path)
+    real = load_config(path, include_may_be_missing=True)
     (tmp_path / "twin.toml").write_text(toml_text(twin_of(path)), encoding="utf-8")
-    twin = load_config(tmp_path / "twin.toml")
+    twin = load_config(tmp_path / "twin.toml", include_may_be_missing=True)
     assert twin.name == f"{real.name}-twin"
     assert twin.labels == real.labels
     assert twin.combine == real.combine
     assert twin.serving == real.serving
+    assert generation_of(twin).baseline == generation_of(real).baseline
     for small, large in zip(twin.members, real.members, strict=True):
+        assert small.kind == large.kind
+        if small.kind == "length_buckets":
+            assert small.base == f"build/{twin.name}/baseline"
+            continue
         assert (small.name, small.template, small.truncation.policy) == (
             large.name,
             large.template,
@@ -81,7 +86,18 @@ def test_every_published_system_has_a_twin(path, tmp_path):
         assert (little.layers(LAYERS) is None) == (much.first_layer is None and much.last_layer is None)
         assert little.schedule == much.schedule
         assert little.identity_loss_weight == much.identity_loss_weight
-    assert set(generation_of(twin).tiny) == {member.name for member in real.members}
+    classifiers = {member.name for member in real.members if member.kind == "classifier"}
+    assert set(generation_of(twin).tiny) == classifiers
+
+
+def test_weights_that_come_from_a_file_are_the_twins_own(binary):
+    text = binary.read_text(encoding="utf-8")
+    binary.write_text(
+        text.replace("[combine.post_processing]", '[combine]\ninclude = "w.toml"\n[combine.post_processing]')
+    )
+    combine = twin_of(binary)["combine"]
+    assert combine["include"] == "binary-twin-weights.toml"
+    assert combine["post_processing"]["threshold"] == 0.75
 
 
 @pytest.fixture

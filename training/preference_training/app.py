@@ -14,9 +14,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from preference_core.errors import PreferenceError, UserError, describe
-from preference_core.settings import load_config
+from preference_core.lengths import read_buckets
+from preference_core.settings import Config, Member, load_config
 from preference_training import measure, prepare
-from preference_training.adapter import adapter_stage
+from preference_training.adapter import adapter_stage, train_file
+from preference_training.baseline import baseline_folder, baseline_stage, make_baseline
 from preference_training.choice import chosen_members
 from preference_training.generate import base_stage, battles_stage, generation_of, has_ties, make_base, make_battles
 from preference_training.progress import is_up_to_date, make_stage, notes, say
@@ -58,9 +60,11 @@ def fit_command(
     member: Annotated[str | None, typer.Option(help="Train this member only.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Members at once; one per core, or one on a GPU.")] = None,
 ) -> None:
-    """Train each member's LoRA adapter and score head, where they are not up to date."""
+    """Train each member's LoRA adapter and score head (or length buckets), where they are not up to date."""
     settings = load_config(config, include_may_be_missing=True)
-    stages = {chosen.name: adapter_stage(settings, chosen) for chosen in chosen_members(settings, member)}
+    for chosen in chosen_members(settings, member, "length_buckets"):
+        _fit_length_buckets(settings, chosen)
+    stages = {chosen.name: adapter_stage(settings, chosen) for chosen in chosen_members(settings, member, "classifier")}
     fresh = {name for name, stage in stages.items() if is_up_to_date(stage)}
     wanted = [chosen for chosen in settings.members if chosen.name in stages.keys() - fresh]
     if not wanted:
@@ -74,6 +78,16 @@ def fit_command(
         measured = fit_members(settings, wanted, jobs or default_jobs(len(wanted)), report)
     for name, details in measured.items():
         say(stages[name], details)
+
+
+def _fit_length_buckets(config: Config, member: Member) -> None:
+    """Fits the ensemble's own baseline; buckets from elsewhere must be there already."""
+    if Path(member.base) != baseline_folder(config):
+        read_buckets(Path(member.base), config.labels)
+        return
+    settings, battles = generation_of(config).baseline, Path(train_file(config))
+    stage = baseline_stage(config, settings, battles)
+    make_stage(stage, lambda folder: make_baseline(folder, config, settings, battles))
 
 
 @contextmanager

@@ -1,32 +1,28 @@
-"""The length baseline: how much longer the first response is, alone, predicts who wins.
+"""Fits the length baseline: shares of the labels in each bucket of the difference in length.
 
-The difference in length (A - B) falls into one of some hundred quantile buckets of the training battles; the answer is
-the shares of the labels in that bucket. It knows no text and no models, and is the least a classifier must beat.
+It is the least a classifier must beat, and can be a member of an ensemble. What the buckets are is
+`preference_core.lengths`' business; this module knows no text and no models.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.battle import Battle, Turns
-from preference_core.errors import ArtefactError, ConfigError
+from preference_core.battle import Battle
+from preference_core.errors import ConfigError
+from preference_core.lengths import LengthBuckets, Unit, difference_of, read_buckets, write_buckets
 from preference_core.manifest import verify
 from preference_core.metrics import class_prior_log_loss, log_losses
 from preference_core.settings import Config
-from preference_core.structure import plain, structure
+from preference_core.structure import plain
 from preference_training.rows import LabelledBattles, read_labelled
 from preference_training.stages import Stage, content_of
 from preference_training.statistics import Array, Bootstrap, Estimate, Indices, folds_of, quantile_edges
 
-Unit = Literal["characters", "words"]
-UNITS: tuple[Unit, ...] = get_args(Unit)
-
-FILE_NAME = "length_buckets.json"
 #: Raise this when the code changes what it fits.
 VERSION = 1
 
@@ -56,28 +52,6 @@ class BaselineSettings:
 
 
 @dataclass(frozen=True)
-class LengthBuckets:
-    """A fitted baseline: ascending inner `edges`, and `probabilities` `[len(edges) + 1][labels]`."""
-
-    labels: tuple[str, ...]
-    unit: Unit
-    edges: tuple[float, ...]
-    probabilities: tuple[tuple[float, ...], ...]
-
-    def __post_init__(self) -> None:
-        rows = np.array(self.probabilities)
-        if rows.shape != (len(self.edges) + 1, len(self.labels)) or (rows <= 0).any():
-            raise ConfigError(f"`probabilities` have shape {list(rows.shape)}, or one is not above 0")
-        if (np.diff(self.edges) <= 0).any():
-            raise ConfigError("`edges` do not ascend")
-
-    def predict(self, differences: npt.ArrayLike) -> Array:
-        """Probabilities `[n, labels]` for differences in length `[n]`."""
-        rows: Array = np.array(self.probabilities)[np.searchsorted(self.edges, differences, side="right")]
-        return rows
-
-
-@dataclass(frozen=True)
 class BaselineScore:
     """Cross-validated log loss, that of the class prior of the same training folds, and the mean gain over it."""
 
@@ -88,16 +62,9 @@ class BaselineScore:
     gain: Estimate
 
 
-def length_of(turns: Turns, unit: Unit) -> int:
-    """Length of a response: characters of its turns joined by one space, or words."""
-    text = " ".join(turns)
-    return len(text) if unit == "characters" else len(text.split())
-
-
 def differences_of(battles: Sequence[Battle], unit: Unit) -> Array:
     """How much longer the first response of each battle is, `[n]`."""
-    lengths = [length_of(battle.response_a, unit) - length_of(battle.response_b, unit) for battle in battles]
-    return np.array(lengths, dtype=np.float64)
+    return np.array([difference_of(battle, unit) for battle in battles], dtype=np.float64)
 
 
 def fit_buckets(
@@ -146,22 +113,27 @@ def cross_validated(
     )
 
 
+def baseline_folder(config: Config) -> Path:
+    """Where the fitted baseline of an ensemble goes."""
+    return config.build_folder / "baseline"
+
+
 def baseline_stage(config: Config, settings: BaselineSettings, battles: Path) -> Stage:
-    """The folder `build/NAME/baseline`, made from the training battles and the settings."""
+    """The folder of the fitted baseline, made from the training battles and the settings."""
     made_from = {
         "code": VERSION,
         "labels": list(config.labels),
         "settings": plain(settings),
         "battles": content_of(battles),
     }
-    return Stage(config.build_folder / "baseline", "baseline", made_from)
+    return Stage(baseline_folder(config), "baseline", made_from)
 
 
 def make_baseline(folder: Path, config: Config, settings: BaselineSettings, battles: Path) -> Mapping[str, Any]:
     """Fits the baseline to a labelled file and writes it into `folder`."""
     data = read_labelled(battles, config.labels)
     buckets = fit_buckets(differences_of(data.battles, settings.unit), data.targets, config.labels, settings)
-    (folder / FILE_NAME).write_text(json.dumps(plain(buckets), indent=1) + "\n", encoding="utf-8")
+    write_buckets(folder, buckets)
     return {
         "battles": len(data.ids),
         "buckets": len(buckets.probabilities),
@@ -171,14 +143,8 @@ def make_baseline(folder: Path, config: Config, settings: BaselineSettings, batt
 
 def read_baseline(config: Config) -> LengthBuckets | None:
     """The fitted baseline of an ensemble; None where none was fitted. Raises `ArtefactError` when it was changed."""
-    folder = config.build_folder / "baseline"
+    folder = baseline_folder(config)
     if not folder.exists():
         return None
     verify(folder)
-    buckets = structure(LengthBuckets, json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
-    if buckets.labels != config.labels:
-        raise ArtefactError(
-            f"`{folder}` was fitted for the labels {', '.join(buckets.labels)}, not {', '.join(config.labels)}",
-            hint="Fit it again with `preference-train baseline CONFIG`.",
-        )
-    return buckets
+    return read_buckets(folder, config.labels)

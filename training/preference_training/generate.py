@@ -13,6 +13,7 @@ from preference_core.errors import ConfigError, nearest
 from preference_core.settings import LABELS_THREE_WAY, Config, Member
 from preference_core.structure import plain, structure
 from preference_core.template import template_named
+from preference_training.baseline import BaselineSettings
 from preference_training.battles import GeneratedBattle, generate, lowest_log_loss
 from preference_training.rows import write_battles
 from preference_training.split import Split
@@ -45,17 +46,20 @@ class BattleCounts:
 
 @dataclass(frozen=True)
 class Generation:
-    """The table `[training]`: where battles come from (generated, or split from one file), and tiny bases by member."""
+    """The table `[training]`: where battles come from (generated, or split from one file), how the length baseline is
+    fitted, and tiny bases by member.
+    """
 
     battles: BattleCounts | None = None
     split: Split | None = None
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
     tiny: Mapping[str, TinyBase] = field(default_factory=dict)
 
 
 def generation_of(config: Config) -> Generation:
     """The checked table `[training]` of a configuration."""
     generation = structure(Generation, config.training, "training")
-    names = [member.name for member in config.members]
+    names = [member.name for member in config.members if member.kind == "classifier"]
     for name in generation.tiny:
         if name not in names:
             raise ConfigError(f"`training.tiny` names an unknown member `{name}`", hint=nearest(name, names))

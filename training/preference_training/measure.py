@@ -17,24 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from preference_core.errors import UserError, nearest
 from preference_core.settings import Config, included_file, load_config
 from preference_core.structure import plain
-from preference_training.baseline import (
-    BaselineSettings,
-    Unit,
-    baseline_stage,
-    cross_validated,
-    make_baseline,
-    read_baseline,
-)
+from preference_training.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
 from preference_training.combining import Rule
 from preference_training.evaluate import evaluate
+from preference_training.generate import generation_of
 from preference_training.predictions import write_predictions
+from preference_training.progress import make_stage, notes
 from preference_training.report import report_of
 from preference_training.rows import read_battles, read_labelled
 from preference_training.statistics import Bootstrap
 from preference_training.tables import baseline_table, evaluation_tables, weights_table
 from preference_training.weights import fit_weights, judged_rows, weights_file
-
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -53,24 +46,16 @@ def register(app: typer.Typer) -> None:
 def baseline_command(
     config: ConfigPath,
     battles: Annotated[Path | None, typer.Option(help="The labelled battles; those of `data.train`.")] = None,
-    buckets: Annotated[int, typer.Option(help="Quantile buckets of the difference in length.")] = 250,
-    unit: Annotated[Unit, typer.Option(help="What length counts.")] = "characters",
-    bucket_battles: Annotated[int, typer.Option(help="Fewer buckets where they would hold fewer battles.")] = 30,
-    smoothing: Annotated[float, typer.Option(help="Battles like all of them that each bucket gets on top.")] = 20.0,
     folds: Folds = 10,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the length baseline, and print its cross-validated log loss next to the class prior."""
+    """Fit the length baseline as `[training.baseline]` says; print its cross-validated log loss and the class prior."""
     settings = _config_before_weights(config)
     labelled = _named(battles, settings.data.train, config, "data.train")
-    baseline = BaselineSettings(buckets, unit, bucket_battles, smoothing)
+    baseline = generation_of(settings).baseline
     stage = baseline_stage(settings, baseline, labelled)
-    if stage.is_up_to_date():
-        notes.print(f"{stage.folder}: up to date")
-    else:
-        details = stage.run(lambda folder: make_baseline(folder, settings, baseline, labelled))
-        notes.print(f"{stage.folder}: {', '.join(f'{key} {value}' for key, value in details.items())}")
+    make_stage(stage, lambda folder: make_baseline(folder, settings, baseline, labelled))
     data = read_labelled(labelled, settings.labels)
     result = cross_validated(data, settings.labels, baseline, folds, Bootstrap(seed=seed))
     _show(result, [baseline_table(result)], as_json)

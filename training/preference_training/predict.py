@@ -1,4 +1,4 @@
-"""Predictions of the Hugging Face models themselves: base and adapter of each member, one after the other.
+"""Predictions of the original models: base and adapter of each member (or its length buckets), one after the other.
 
 What serving is compared with, and what weights are fitted on before anything is exported. Battles go through in order
 of length, so that a batch holds little padding; results come back in the order of the file.
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from preference_core.battle import Battle
 from preference_core.combination import Combination
 from preference_core.errors import ArtefactError, SystemFailure
+from preference_core.lengths import LengthBuckets, read_buckets
 from preference_core.settings import Config, Member, combination_of, is_hub_id
 from preference_training.encoding import tokenizer_of
 from preference_training.model import BASE_FILES, base_folder, check_machine, classifier, pooled_logits
@@ -31,8 +32,14 @@ from preference_training.statistics import Array
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HEAD = "score.weight"
 
+Counts = npt.NDArray[np.int64]
+
 #: `report(member, battles done, battles)`
 Report = Callable[[str, int, int], None]
+#: The same of one member.
+Done = Callable[[int, int], None]
+#: Logits `[battles, labels]` of one member, and how many tokens each battle lost.
+Answer = Callable[[Sequence[Battle]], tuple[Array, Counts]]
 
 
 def predict(
@@ -43,14 +50,11 @@ def predict(
     Where `members` are not all of the configuration's, they are combined with their weights alone. It runs on the GPU
     if there is one. Raises `ArtefactError` when a member has no trained head for the configuration's labels.
     """
-    folders = {member.name: checked_folders(member, len(config.labels)) for member in members}
+    opened = [_open(member, config.labels, batch_size, partial(report, member.name)) for member in members]
     logits, dropped = [], {}
-    for member in members:
-        encoded = tokenizer_of(member, folders[member.name][0]).encode_batch(list(battles.values()))
-        model = load_member(member, *folders[member.name], len(config.labels))
-        done = partial(report, member.name)
-        logits.append(_logits(model, [tokens.ids for tokens in encoded], len(config.labels), batch_size, done))
-        dropped[member.name] = np.array([sum(tokens.dropped) for tokens in encoded], dtype=np.int64)
+    for member, answer in zip(members, opened, strict=True):
+        values, dropped[member.name] = answer(list(battles.values()))
+        logits.append(values)
     combination = _combination_of(config, members)
     stacked = np.stack(logits, axis=1)
     ensemble = combination.probabilities(stacked)
@@ -62,8 +66,29 @@ def predict(
     return Predictions(tuple(battles), ensemble, probabilities, dropped)
 
 
+def _open(member: Member, labels: Sequence[str], batch_size: int, done: Done) -> Answer:
+    """Finds and checks what a member needs, so that whatever is missing is known before anything long begins."""
+    if member.kind == "length_buckets":
+        return partial(_answer_by_length, read_buckets(Path(member.base), labels), done)
+    base, adapter = checked_folders(member, len(labels))
+
+    def answer(battles: Sequence[Battle]) -> tuple[Array, Counts]:
+        encoded = tokenizer_of(member, base).encode_batch(battles)
+        model = load_member(member, base, adapter, len(labels))
+        logits = _logits(model, [tokens.ids for tokens in encoded], len(labels), batch_size, done)
+        return logits, np.array([sum(tokens.dropped) for tokens in encoded], dtype=np.int64)
+
+    return answer
+
+
+def _answer_by_length(buckets: LengthBuckets, done: Done, battles: Sequence[Battle]) -> tuple[Array, Counts]:
+    rows = buckets.log_probabilities()[[buckets.bucket_of(battle) for battle in battles]]
+    done(len(battles), len(battles))
+    return rows.astype(np.float64), np.zeros(len(battles), dtype=np.int64)
+
+
 def checked_folders(member: Member, labels: int) -> tuple[Path, Path | None]:
-    """Where the member's base and adapter lie, fetched if need be; done for all members before anything long begins.
+    """Where the member's base and adapter lie, fetched if need be.
 
     Raises `ArtefactError` when neither the adapter nor, without one, the base holds a head for `labels` labels.
     """
@@ -108,7 +133,7 @@ def _logits(
     sequences: Sequence[npt.NDArray[np.int32]],
     labels: int,
     batch_size: int,
-    done: Callable[[int, int], None],
+    done: Done,
 ) -> Array:
     """Logits `[sequences, labels]`, the longest sequences first: what does not fit into memory fails at once."""
     logits = np.empty((len(sequences), labels))

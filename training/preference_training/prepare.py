@@ -37,7 +37,8 @@ def parameters_command(
     from preference_training.parameters import count_parameters
 
     settings = load_config(config)
-    counts = [count_parameters(chosen, len(settings.labels)) for chosen in chosen_members(settings, member)]
+    chosen = chosen_members(settings, member, "classifier")
+    counts = [count_parameters(each, len(settings.labels)) for each in chosen]
     if as_json:
         sys.stdout.write(json.dumps(plain(counts), indent=1) + "\n")
         return

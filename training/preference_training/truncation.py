@@ -15,6 +15,7 @@ from preference_core.metrics import log_losses
 from preference_core.settings import Config, Member
 from preference_core.tensors import FIELDS
 from preference_core.tokenisation import SETTINGS_FILE, TOKENIZER_FILE, BattleTokenizer, settings_of_checkpoint
+from preference_training.choice import chosen_members
 from preference_training.predictions import Predictions
 from preference_training.rows import LabelledBattles
 from preference_training.statistics import Bootstrap, Estimate
@@ -40,7 +41,7 @@ def truncation_costs(
 ) -> tuple[TruncationCost, ...]:
     """One cost for each member that the predictions or its tokenizer tell anything of."""
     costs = []
-    for member in config.members:
+    for member in chosen_members(config, None, "classifier"):
         tokenizer = _tokenizer_of(config, member)
         by_field = None
         if tokenizer is not None:

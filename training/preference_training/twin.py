@@ -13,6 +13,7 @@ from preference_core.errors import ConfigError
 from preference_core.published import Shape
 from preference_core.settings import Config, Member, load_config
 from preference_core.structure import plain, structure
+from preference_training.choice import chosen_members
 from preference_training.generate import generation_of
 from preference_training.recipe import recipe_of
 from preference_training.shapes import shape_of
@@ -48,38 +49,58 @@ def write_twin(source: Path, out: Path) -> str:
 
 def twin_of(source: Path) -> dict[str, Any]:
     """The checked table of the twin."""
-    config = load_config(source)
-    if generation_of(config).tiny:
+    config = load_config(source, include_may_be_missing=True)
+    generation = generation_of(config)
+    if generation.tiny:
         raise ConfigError(f"`{source}` needs no twin: its bases are tiny already", hint="Use it as it is.")
     given = tomllib.loads(source.read_text(encoding="utf-8"))
     name = f"{config.name}-twin"
     data = {part: f"build/{name}/data/{part}.csv" for part in ("train", "validation", "test")}
-    shapes = {member.name: shape_of(member) for member in config.members}
+    classifiers = chosen_members(config, None, "classifier")
+    shapes = {member.name: shape_of(member) for member in classifiers}
     twin: dict[str, Any] = {
         "name": name,
         "labels": list(config.labels),
         "member": [
-            _member(name, member, table, shapes[member.name])
+            _length_member(name, member) if member.kind == "length_buckets" else _member(name, member, table, shapes)
             for member, table in zip(config.members, given["member"], strict=True)
         ],
-        "combine": plain(config.combine),
+        "combine": _combine(name, config, given.get("combine", {})),
         "serving": given.get("serving", {}),
         "data": {**data, "sample": data["validation"]},
         "training": {
             "battles": BATTLES,
+            "baseline": plain(generation.baseline),
             "tiny": {
-                member.name: _base(member, shapes[member.name], seed) for seed, member in enumerate(config.members, 1)
+                member.name: _base(member, shapes[member.name], seed) for seed, member in enumerate(classifiers, 1)
             },
         },
     }
-    checked = structure(Config, twin)
-    generation_of(checked)
-    for member in checked.members:
-        recipe_of(member).layers(LAYERS)
+    _check(twin)
     return twin
 
 
-def _member(name: str, member: Member, given: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+def _check(twin: Mapping[str, Any]) -> None:
+    """Raises the `ConfigError` that reading the twin would raise."""
+    combine = {key: value for key, value in twin["combine"].items() if key != "include"}
+    checked = structure(Config, {**twin, "combine": combine})
+    generation_of(checked)
+    for member in chosen_members(checked, None, "classifier"):
+        recipe_of(member).layers(LAYERS)
+
+
+def _combine(name: str, config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule of the real ensemble; weights that it takes from a file are fitted anew for the twin."""
+    if "include" not in given:
+        return dict(plain(config.combine))
+    return {**{key: value for key, value in given.items() if key != "include"}, "include": f"{name}-weights.toml"}
+
+
+def _length_member(name: str, member: Member) -> dict[str, Any]:
+    return {"name": member.name, "kind": member.kind, "base": f"build/{name}/baseline"}
+
+
+def _member(name: str, member: Member, given: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Where it is and how it is served is the twin's; how it reads a battle, and its recipe, are the real one's."""
     max_tokens = round(min(max(member.max_tokens * TOKEN_SCALE, FEWEST_TOKENS), MOST_TOKENS))
     truncation = dict(given.get("truncation", {}))
@@ -95,7 +116,7 @@ def _member(name: str, member: Member, given: Mapping[str, Any], shape: Shape) -
         "precision": "fp32",
         "engine": "onnxruntime",
         "truncation": truncation,
-        "training": _recipe(member, given.get("training", {}), shape["num_hidden_layers"]),
+        "training": _recipe(member, given.get("training", {}), shapes[member.name]["num_hidden_layers"]),
     }
 
 

@@ -10,18 +10,18 @@ import triton_python_backend_utils as pb_utils
 
 from preference_core import tensors
 from preference_core.battle import SPECIAL_CASES
-from preference_core.tokenisation import BattleTokenizer
+from preference_core.encoders import encoder_from_folder
 from preference_core.triton_model import battle_of_request, model_context, per_request
 
 
 class TritonPythonModel:
-    """Holds one tokenizer per member."""
+    """Holds one encoder per member."""
 
     def initialize(self, args: dict[str, str]) -> None:
         context = model_context(args)
         for name in context.unchecked:
             pb_utils.Logger.log_warn(f"Member `{name}` is served unchecked: it was not compared with its original")
-        self.tokenizers = {name: BattleTokenizer.from_folder(context.version_folder / name) for name in context.members}
+        self.encoders = {name: encoder_from_folder(context.version_folder / name) for name in context.members}
         self.token_counts = tensors.token_counts(len(context.members)).name
         self.dropped_tokens = tensors.dropped_tokens(len(context.members)).name
 
@@ -30,7 +30,7 @@ class TritonPythonModel:
 
     def answer(self, request: Any) -> Any:
         battle = battle_of_request(request, pb_utils)
-        encoded = {name: tokenizer.encode(battle) for name, tokenizer in self.tokenizers.items()}
+        encoded = {name: encoder.encode(battle) for name, encoder in self.encoders.items()}
         counts = [len(tokens.ids) for tokens in encoded.values()]
         dropped = [tokens.dropped for tokens in encoded.values()]
         outputs = [

@@ -1,0 +1,120 @@
+"""The length baseline as a member: its engine gives what the buckets say, and goes through the same gate."""
+
+import numpy as np
+import pytest
+
+from preference_core.battle import Battle
+from preference_core.combination import softmax
+from preference_core.encoders import encoder_from_folder
+from preference_core.errors import ArtefactError, ParityError
+from preference_core.lengths import LengthBuckets, write_buckets
+from preference_core.manifest import files_below, read_manifest, verify
+from preference_core.settings import LABELS_THREE_WAY, load_config
+from preference_export.length_buckets import LengthReference, write_onnx
+from preference_export.parity import OnnxClassifier, measure
+from preference_export.plan import plan_of
+
+BUCKETS = LengthBuckets(
+    LABELS_THREE_WAY,
+    "characters",
+    (-50.0, 0.0, 40.0),
+    ((0.1, 0.7, 0.2), (0.3, 0.4, 0.3), (0.4, 0.3, 0.3), (0.8, 0.1, 0.1)),
+)
+MEMBER = """
+[[member]]
+name = "length"
+kind = "length_buckets"
+base = "buckets"
+
+[serving]
+"""
+
+
+@pytest.fixture
+def mixed(project):
+    """The finished project with length buckets beside its classifier."""
+    (project.folder / "buckets").mkdir()
+    write_buckets(project.folder / "buckets", BUCKETS)
+    project.edit("[serving]\n", MEMBER)
+    return project
+
+
+def test_the_engine_gives_the_probabilities_of_each_bucket_alone_and_packed(tmp_path):
+    write_onnx(tmp_path, BUCKETS)
+    engine = OnnxClassifier(tmp_path / "model.onnx")
+    sequences = [np.array([bucket], dtype=np.int32) for bucket in (3, 0, 2, 2, 1)]
+    expected = LengthReference(BUCKETS).logits(sequences)
+    assert measure(engine, expected, sequences).max_logit_difference == 0
+    assert np.abs(softmax(engine.logits(sequences)) - np.array(BUCKETS.probabilities)[[3, 0, 2, 2, 1]]).max() < 1e-7
+
+
+def test_the_same_buckets_give_the_same_bytes(tmp_path):
+    hashes = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        hashes.append(write_onnx(tmp_path / name, BUCKETS))
+    assert hashes[0] == hashes[1]
+
+
+def test_an_ensemble_of_a_classifier_and_length_buckets_is_checked_and_assembled(mixed):
+    results = {(result["stage"], result["name"]): result for result in mixed.run("all")["results"]}
+    assert results["check", "length"]["max_logit_difference"] == 0
+    assert results["check", "length"]["sequences"] == 5
+    repository = mixed.config.repository
+    verify(repository)
+    names = {path.relative_to(repository).as_posix() for path in files_below(repository)}
+    version = read_manifest(repository).details["version"]
+    assert f"tokenize/{version}/length/length_buckets.json" in names
+    assert {name for name in names if name.startswith("length/")} == {
+        f"length/{version}/model.onnx",
+        "length/config.pbtxt",
+    }
+    encoder = encoder_from_folder(repository / "tokenize" / str(version) / "length")
+    assert encoder.encode(Battle(("p",), ("x" * 90,), ("y",))).ids.tolist() == [3]
+    again = mixed.run("all")
+    assert not any(result["changed"] for result in again["results"])
+
+
+def test_refitted_buckets_are_exported_anew(mixed):
+    mixed.run("all")
+    refitted = LengthBuckets(LABELS_THREE_WAY, "words", (0.0,), ((0.2, 0.6, 0.2), (0.6, 0.2, 0.2)))
+    write_buckets(mixed.folder / "buckets", refitted)
+    changed = {(result["stage"], result["name"]) for result in mixed.run("all")["results"] if result["changed"]}
+    assert changed == {("onnx", "length"), ("check", "length"), ("repository", "tiny")}
+
+
+def test_an_engine_of_other_buckets_does_not_pass(mixed, monkeypatch):
+    other = LengthBuckets(LABELS_THREE_WAY, "characters", BUCKETS.edges, BUCKETS.probabilities[::-1])
+    monkeypatch.setattr("preference_export.member.write_onnx", lambda folder, buckets: write_onnx(folder, other))
+    with pytest.raises(ParityError, match="`length` does not reproduce the original"):
+        mixed.run("all")
+
+
+def test_buckets_of_other_labels_are_refused(mixed):
+    pair = LengthBuckets(("model_a", "model_b"), "characters", (), ((0.5, 0.5),))
+    write_buckets(mixed.folder / "buckets", pair)
+    with pytest.raises(ArtefactError, match="was fitted for the labels model_a, model_b"):
+        mixed.run("all")
+
+
+def test_merging_leaves_length_buckets_out(mixed):
+    assert [result["name"] for result in mixed.run("merge")["results"]] == ["gemma"]
+
+
+def test_a_plan_says_whether_the_buckets_are_fitted(mixed):
+    config = load_config("ensemble.toml")
+    plan = plan_of(config, config.members[1])
+    assert (plan.parameters, plan.bytes_out, plan.missing) == (12, 48, ())
+    (mixed.folder / "buckets" / "length_buckets.json").unlink()
+    assert plan_of(config, config.members[1]).missing == ("buckets buckets",)
+
+
+def test_tensorrt_parses_and_builds_the_table(tmp_path):
+    pytest.importorskip("tensorrt")
+    from preference_core.settings import Build
+    from preference_export.engine import build_engine, profiles_of
+
+    write_onnx(tmp_path, BUCKETS)
+    plan = tmp_path / "model.plan"
+    build_engine(tmp_path / "model.onnx", plan, profiles_of(1, 16), Build(), tmp_path / "cache", lambda *_: None)
+    assert plan.stat().st_size > 0
