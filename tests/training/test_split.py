@@ -26,6 +26,10 @@ def source(tmp_path_factory):
     return path
 
 
+def turns(text):
+    return [turn or "" for turn in json.loads(text)]
+
+
 def read_parts(folder):
     return {part: list(read_rows(folder / f"{part}.csv")) for part in PARTS}
 
@@ -63,6 +67,24 @@ def test_parts_and_labels_have_their_shares_within_two_per_cent(source, tmp_path
     for part, share in zip(PARTS, (0.7, 0.1, 0.2), strict=True):
         assert details["battles"][part] / 1200 == pytest.approx(share, abs=0.02)
         assert list(details["label_shares"][part].values()) == pytest.approx(whole.tolist(), abs=0.02)
+
+
+def test_length_buckets_keep_their_shares_and_become_a_column(source, tmp_path):
+    make_split(tmp_path, Split(str(source), length_buckets=4), LABELS)
+    parts = read_parts(tmp_path)
+    rows = [row for part in parts.values() for row in part]
+    leads = {
+        row["id"]: len(" ".join(turns(row["response_a"]))) - len(" ".join(turns(row["response_b"]))) for row in rows
+    }
+    edges = np.quantile(list(leads.values()), [0.25, 0.5, 0.75])
+    for row in rows:
+        assert int(row["length_bucket"]) == np.searchsorted(edges, leads[row["id"]], side="right")
+    whole = np.bincount([int(row["length_bucket"]) for row in rows]) / len(rows)
+    assert whole.tolist() == pytest.approx([0.25] * 4, abs=0.02)
+    for part in parts.values():
+        shares = np.bincount([int(row["length_bucket"]) for row in part], minlength=4) / len(part)
+        assert shares.tolist() == pytest.approx(whole.tolist(), abs=0.05)
+    assert read_labelled(tmp_path / "train.csv", LABELS).ids == tuple(row["id"] for row in parts["train"])
 
 
 def test_without_shared_prompts_no_label_is_one_battle_above_its_share():

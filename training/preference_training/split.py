@@ -13,29 +13,31 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from preference_core.battle import battle_from_row
 from preference_core.errors import ConfigError, UserError
+from preference_core.lengths import difference_of
 from preference_core.metrics import target_of_row
 from preference_core.settings import Config
 from preference_core.structure import plain
 from preference_training.rows import json_turns, read_rows
 from preference_training.stages import Stage, content_of
+from preference_training.statistics import Array, Indices, quantile_edges
 
 #: Raise this when the code splits the same file differently.
 SPLIT_VERSION = 1
 
 PARTS = ("train", "validation", "test")
-
-Indices = npt.NDArray[np.int64]
+LENGTH_BUCKET = "length_bucket"
 
 
 @dataclass(frozen=True)
 class Split:
     """The table `[training.split]`: a labelled file (CSV or Parquet), and the share of its battles that each part gets.
 
-    `sample` takes that many battles only, with the same shares of labels; without it all are used.
+    `sample` takes that many battles only, with the same shares of labels; without it all are used. `length_buckets`
+    above 1 keeps the shares of that many quantile buckets of the difference in length (A - B, in characters) as well,
+    and adds the number of each battle's bucket as the column `length_bucket`.
     """
 
     source: str
@@ -43,6 +45,7 @@ class Split:
     validation: float = 0.1
     test: float = 0.2
     sample: int | None = None
+    length_buckets: int = 1
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class Split:
             raise ConfigError(f"`train`, `validation` and `test` sum to {sum(self.shares()):g}, expected 1")
         if self.sample is not None and self.sample < len(PARTS):
             raise ConfigError(f"`sample` is {self.sample}, expected at least {len(PARTS)}")
+        if self.length_buckets < 1:
+            raise ConfigError(f"`length_buckets` is {self.length_buckets}, expected at least 1")
 
     def shares(self) -> tuple[float, float, float]:
         """The shares in the order of `PARTS`."""
@@ -76,9 +81,14 @@ def make_split(folder: Path, split: Split, labels: Sequence[str]) -> dict[str, A
     Returns the number of battles and the share of each label by part. Raises `UserError` naming the first row that is
     no labelled battle.
     """
-    rows, prompts, targets = _read(Path(split.source), labels)
-    chosen = np.arange(len(rows)) if split.sample is None else sampled(targets, split.sample, split.seed)
-    parts = assigned(targets[chosen], [prompts[index] for index in chosen], split.shares(), split.seed)
+    rows, prompts, targets, leads = _read(Path(split.source), labels)
+    strata = targets
+    if split.length_buckets > 1:
+        buckets = np.searchsorted(quantile_edges(leads, split.length_buckets), leads, side="right")
+        strata = targets * split.length_buckets + buckets
+        rows = [{**row, LENGTH_BUCKET: bucket} for row, bucket in zip(rows, buckets.tolist(), strict=True)]
+    chosen = np.arange(len(rows)) if split.sample is None else sampled(strata, split.sample, split.seed)
+    parts = assigned(strata[chosen], [prompts[index] for index in chosen], split.shares(), split.seed)
     battles, label_shares = {}, {}
     for number, part in enumerate(PARTS):
         indices = chosen[parts == number]
@@ -91,29 +101,29 @@ def make_split(folder: Path, split: Split, labels: Sequence[str]) -> dict[str, A
     return {"battles": battles, "label_shares": label_shares}
 
 
-def sampled(targets: Indices, count: int, seed: int) -> Indices:
-    """`count` indices in ascending order, drawn without replacement; each label keeps its share within one battle."""
-    if count > len(targets):
-        raise UserError(f"`sample` is {count}, and there are {len(targets)} battles")
+def sampled(strata: Indices, count: int, seed: int) -> Indices:
+    """`count` indices in ascending order, drawn without replacement; each stratum keeps its share within one battle."""
+    if count > len(strata):
+        raise UserError(f"`sample` is {count}, and there are {len(strata)} battles")
     random = np.random.default_rng(seed)
-    exact = np.bincount(targets) * count / len(targets)
+    exact = np.bincount(strata) * count / len(strata)
     quotas = np.floor(exact).astype(int)
     quotas[np.argsort(quotas - exact, kind="stable")[: count - quotas.sum()]] += 1
-    drawn = [random.permutation(np.flatnonzero(targets == label))[:quota] for label, quota in enumerate(quotas)]
+    drawn = [random.permutation(np.flatnonzero(strata == stratum))[:quota] for stratum, quota in enumerate(quotas)]
     return np.sort(np.concatenate(drawn))
 
 
-def assigned(targets: Indices, groups: Sequence[Hashable], shares: Sequence[float], seed: int) -> Indices:
+def assigned(strata: Indices, groups: Sequence[Hashable], shares: Sequence[float], seed: int) -> Indices:
     """The part `[n]` (index into `shares`) of each battle: battles of one group stay together.
 
-    Groups are taken in random order, the largest first; each goes where its labels are furthest from their share. With
-    groups of one battle each count of a label is less than 1 above its exact share; larger groups widen that to about
+    Groups are taken in random order, the largest first; each goes where its strata are furthest from their share. With
+    groups of one battle each count of a stratum is less than 1 above its exact share; larger groups widen that to about
     the size of the largest.
     """
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     group_of = np.array([numbers[group] for group in groups])
-    counts = np.zeros((len(numbers), int(targets.max()) + 1))
-    np.add.at(counts, (group_of, targets), 1)
+    counts = np.zeros((len(numbers), int(strata.max()) + 1))
+    np.add.at(counts, (group_of, strata), 1)
     wanted = np.outer(shares, counts.sum(axis=0)).clip(min=1e-9)
     filled = np.zeros_like(wanted)
     order = list(range(len(numbers)))
@@ -128,9 +138,9 @@ def assigned(targets: Indices, groups: Sequence[Hashable], shares: Sequence[floa
     return result
 
 
-def _read(path: Path, labels: Sequence[str]) -> tuple[list[Mapping[str, Any]], list[str], Indices]:
-    """Rows, normalised prompts and target indices."""
-    rows, prompts, targets, known = [], [], [], set()
+def _read(path: Path, labels: Sequence[str]) -> tuple[list[Mapping[str, Any]], list[str], Indices, Array]:
+    """Rows, normalised prompts, target indices, and how much longer each first response is."""
+    rows, prompts, targets, leads, known = [], [], [], [], set()
     for number, row in enumerate(read_rows(path), start=1):
         identity = str(row.get("id") or "")
         try:
@@ -145,9 +155,10 @@ def _read(path: Path, labels: Sequence[str]) -> tuple[list[Mapping[str, Any]], l
         known.add(identity)
         rows.append(row)
         prompts.append(_normalised(battle.prompt))
+        leads.append(difference_of(battle, "characters"))
     if not rows:
         raise UserError(f"`{path}` holds no battles")
-    return rows, prompts, np.array(targets, dtype=np.int64)
+    return rows, prompts, np.array(targets, dtype=np.int64), np.array(leads, dtype=np.float64)
 
 
 def _normalised(prompt: Sequence[str]) -> str:

@@ -1,0 +1,183 @@
+"""Every published system: `make twin CONFIG=configs/...` trains, exports, serves, scores and evaluates its tiny twin.
+
+The twins are made two at a time. Each test then looks at what is that system's own.
+"""
+
+import csv
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from preference_core.battle import battle_from_row
+from preference_core.lengths import read_buckets
+from preference_core.manifest import verify
+from preference_core.metrics import log_loss, target_of_row
+from preference_core.settings import Config, load_config
+
+ROOT = Path(__file__).parents[2]
+SYSTEMS = (
+    "lmsys",
+    "binary-gemma-2-2b",
+    "course",
+    "single-gemma",
+    "single-llama",
+    "single-qwen",
+    "length",
+    "three-heads",
+    "average",
+    "threshold",
+    "light",
+)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What `make twin` left behind, and what it printed."""
+
+    folder: Path
+    config: Config
+    output: str
+
+    def rows(self, name):
+        csv.field_size_limit(2**31 - 1)
+        with (self.folder / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    @property
+    def predicted(self):
+        """Probabilities `[battles, labels]` of the ensemble."""
+        rows = self.rows("predictions.csv")
+        return np.array([[float(row[label]) for label in self.config.labels] for row in rows])
+
+    def predicted_by(self, member):
+        """The same of one member."""
+        rows, labels = self.rows("predictions.csv"), self.config.labels
+        return np.array([[float(row[f"{member}_{label}"]) for label in labels] for row in rows])
+
+    @property
+    def battles(self):
+        return [battle_from_row(row) for row in self.rows("data/test.csv")]
+
+    @property
+    def served_rule(self):
+        """The rule that the served ensemble combines by."""
+        (path,) = (self.folder / "repository" / "combine").glob("*/combination.json")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def make_twin(name):
+    run = subprocess.run(
+        ["make", "twin", f"CONFIG=configs/{name}.toml"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    config = load_config(ROOT / "build" / "twins" / f"{name}.toml")
+    return Twin(ROOT / config.build_folder, config, run.stdout + run.stderr)
+
+
+@pytest.fixture(scope="module")
+def twins():
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(make_twin, name) for name in SYSTEMS}
+
+
+@pytest.fixture
+def twin(twins, request):
+    return twins[request.param].result()
+
+
+def of(*names):
+    return pytest.mark.parametrize("twin", names, indirect=True)
+
+
+@of(*SYSTEMS)
+def test_the_twin_is_served_and_its_metrics_are_printed(twin):
+    battles, predictions, labels = twin.rows("data/test.csv"), twin.rows("predictions.csv"), twin.config.labels
+    assert [row["id"] for row in predictions] == [row["id"] for row in battles]
+    assert np.abs(twin.predicted.sum(axis=1) - 1).max() < 1e-6
+    targets = [target_of_row(row, labels) for row in battles]
+    assert f"{log_loss(twin.predicted, targets):.4f}" in twin.output
+    for name in ("length buckets", "class prior"):
+        assert name in twin.output
+    manifest = verify(twin.folder / "repository")
+    assert set(manifest.parity) == {member.name for member in twin.config.members}
+    for record in manifest.parity.values():
+        assert record["max_probability_difference"] <= 1e-5
+        assert record["decision_flips"] == 0
+
+
+@of("lmsys")
+def test_s0_is_combined_with_the_published_weights(twin):
+    assert twin.served_rule["weights"] == [0.4257644179, 0.5742355821]
+    expected = 0.4257644179 * twin.predicted_by("gemma") + 0.5742355821 * twin.predicted_by("llama")
+    assert np.abs(twin.predicted - expected).max() < 1e-6
+
+
+@of("binary-gemma-2-2b")
+def test_s1_has_two_labels_cuts_in_the_middle_and_trains_some_layers_only(twin):
+    assert len(twin.config.labels) == 2
+    member = twin.config.members[0]
+    assert member.truncation.policy == "middle"
+    cut = [row for row in twin.rows("predictions.csv") if int(row[f"{member.name}_dropped_tokens"])]
+    assert cut
+    with safe_open(twin.folder / "adapters" / member.name / "adapter_model.safetensors", "numpy") as tensors:
+        names = list(tensors.keys())
+    layers = {name.split(".layers.")[1].split(".")[0] for name in names if ".layers." in name}
+    assert "0" not in layers
+    assert {name.split(".")[-3] for name in names if ".layers." in name} == {"q_proj", "k_proj", "v_proj"}
+
+
+@of("course")
+def test_s2_takes_the_weights_that_its_members_scores_gave(twin):
+    weights = dict(zip(twin.served_rule["members"], twin.served_rule["weights"], strict=True))
+    assert weights == dict(twin.config.combine.weights)
+    targets = [target_of_row(row, twin.config.labels) for row in twin.rows("data/validation.csv")]
+    rows = twin.rows("validation_predictions.csv")
+    losses = {
+        name: log_loss([[float(row[f"{name}_{label}"]) for label in twin.config.labels] for row in rows], targets)
+        for name in weights
+    }
+    assert weights["gemma"] / weights["llama"] == pytest.approx(losses["llama"] / losses["gemma"], rel=1e-5)
+
+
+@of("single-gemma", "single-llama", "single-qwen")
+def test_s3_is_its_one_member_alone(twin):
+    (member,) = twin.config.members
+    assert np.abs(twin.predicted - twin.predicted_by(member.name)).max() < 1e-6
+
+
+@of("length")
+def test_s4a_serves_what_its_buckets_say(twin):
+    buckets = read_buckets(twin.folder / "baseline", twin.config.labels)
+    expected = [buckets.probabilities[buckets.bucket_of(battle)] for battle in twin.battles]
+    assert np.abs(twin.predicted - np.array(expected)).max() < 1e-6
+
+
+@of("three-heads", "light")
+def test_s4b_and_s4e_export_the_preference_head_alone(twin):
+    for member in twin.config.members:
+        assert member.training["identity_loss_weight"] == 1.0
+        with safe_open(twin.folder / "adapters" / member.name / "adapter_model.safetensors", "numpy") as tensors:
+            heads = [name for name in tensors.keys() if ".layers." not in name]  # noqa: SIM118
+        assert heads == ["base_model.model.score.weight"]
+
+
+@of("average")
+def test_s4c_is_the_plain_average(twin):
+    expected = (twin.predicted_by("gemma") + twin.predicted_by("llama")) / 2
+    assert np.abs(twin.predicted - expected).max() < 1e-6
+
+
+@of("threshold", "light")
+def test_s4d_and_s4e_raise_confident_predictions(twin):
+    rule = twin.served_rule
+    assert rule["post_processing"]["threshold"] == 0.75
+    averaged = np.mean([twin.predicted_by(member.name) for member in twin.config.members], axis=0)
+    multipliers = [rule["post_processing"]["multipliers"][label] for label in twin.config.labels]
+    raised = np.where(averaged > 0.75, averaged * multipliers, averaged)
+    assert np.abs(twin.predicted - raised / raised.sum(axis=1, keepdims=True)).max() < 1e-6
