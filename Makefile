@@ -26,13 +26,15 @@ help: ## list the targets
 
 install: $(BIN)/.installed $(SERVER_BIN)/.installed ## make both environments, with the locked versions
 
-$(BIN)/.installed: requirements/main.txt requirements/tools.txt core/pyproject.toml training/pyproject.toml export/pyproject.toml client/pyproject.toml embedded/pyproject.toml
+$(BIN)/.installed: requirements/main.txt requirements/tools.txt requirements/apart.txt core/pyproject.toml training/pyproject.toml export/pyproject.toml client/pyproject.toml embedded/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"error: Python is {sys.version.split()[0]}, expected 3.11 or later\nhint: make {sys.argv[1]} PYTHON=python3.11")' install
 	$(PYTHON) -m venv $(ROOT)/.venv
 	$(BIN)/python $(PIP_INSTALL) --constraint requirements/main.txt setuptools torch
 	$(BIN)/python $(PIP_INSTALL) --constraint requirements/main.txt --no-build-isolation \
-		--editable core --editable training --editable export --editable client --editable embedded \
+		--editable core --editable 'training[tensorboard]' --editable 'export[calibration]' \
+		--editable client --editable embedded \
 		--requirement requirements/tools.txt
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(ROOT)/.venv/apart --requirement requirements/apart.txt
 	touch $@
 
 $(SERVER_BIN)/.installed: requirements/server.txt core/pyproject.toml embedded/pyproject.toml
@@ -93,7 +95,7 @@ down: ## stop the container stack
 sources: install ## write model_repository/ anew from configs/lmsys.toml
 	$(BIN)/preference-export sources configs/lmsys.toml -o model_repository
 
-bench-export: install ## memory and time of exporting full-size models (40 GB of disk, an hour)
+bench-export: install ## memory and time of exporting full-size models (40 GB of disk, 20 minutes)
 	$(BIN)/python benchmarks/export_full_size.py
 
 lock: install ## write the versions now installed into requirements/

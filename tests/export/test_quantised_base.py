@@ -1,6 +1,8 @@
 """Bases in 4 and 8 bits: read without bitsandbytes, as bitsandbytes itself would read them."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,10 @@ LAYER = "model.layers.0.self_attn.q_proj.weight"
 
 @pytest.fixture(scope="module")
 def bitsandbytes():
-    return pytest.importorskip("bitsandbytes").functional
+    """The library's own arithmetic; `make install` puts it into a folder that nothing else looks into."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(sys.prefix) / "apart"))
+        return pytest.importorskip("bitsandbytes").functional
 
 
 def random_weight(shape, dtype=torch.float32):

@@ -15,10 +15,12 @@ import pytest
 from safetensors import safe_open
 
 from preference_core.battle import battle_from_row
+from preference_core.combination import Combination
 from preference_core.lengths import read_buckets
 from preference_core.manifest import verify
 from preference_core.metrics import log_loss, target_of_row
 from preference_core.settings import Config, load_config
+from preference_core.structure import structure
 
 ROOT = Path(__file__).parents[2]
 SYSTEMS = (
@@ -181,3 +183,8 @@ def test_s4d_and_s4e_raise_confident_predictions(twin):
     multipliers = [rule["post_processing"]["multipliers"][label] for label in twin.config.labels]
     raised = np.where(averaged > 0.75, averaged * multipliers, averaged)
     assert np.abs(twin.predicted - raised / raised.sum(axis=1, keepdims=True)).max() < 1e-6
+    # A twin is rarely that sure of anything, so what it is served with is asked about members that are.
+    sure = np.log([[[0.8, 0.1, 0.1]] * len(twin.config.members), [[0.1, 0.1, 0.8]] * len(twin.config.members)])
+    answer = structure(Combination, rule).probabilities(sure)
+    expected = [[0.8 * 1.125, 0.1, 0.1], [0.1, 0.1, 0.8 * 1.325]]
+    assert np.abs(answer - np.array(expected) / np.sum(expected, axis=1, keepdims=True)).max() < 1e-9

@@ -19,7 +19,7 @@ from preference_training.recipe import recipe_of
 from preference_training.shapes import shape_of
 from preference_training.toml import toml_text
 
-LAYERS = 4
+LAYERS = 3
 HEAD_DIM = 24
 BATTLES = {"train": 400, "validation": 120, "test": 120, "seed": 42}
 
