@@ -52,7 +52,7 @@ demo: install ## the main job on this CPU: train tiny members, export, serve, sc
 	$(BIN)/preference-export all configs/demo.toml
 	$(SERVER_BIN)/preference-serve configs/demo.toml --run -- \
 		$(BIN)/preference-score $(DEMO)/data/test.csv -o $(DEMO)/predictions.csv --url '{url}'
-	$(BIN)/preference-train evaluate configs/demo.toml --predictions $(DEMO)/predictions.csv
+	$(BIN)/preference-train evaluate configs/demo.toml --predictions $(DEMO)/predictions.csv --report $(DEMO)/report.html
 
 twin: install ## train, export, serve and score the tiny twin of a published system, CONFIG=configs/...
 	$(BIN)/preference-train twin $(CONFIG) -o $(TWIN)
@@ -65,7 +65,7 @@ twin: install ## train, export, serve and score the tiny twin of a published sys
 	$(BIN)/preference-export all $(TWIN)
 	$(SERVER_BIN)/preference-serve $(TWIN) --run -- \
 		$(BIN)/preference-score $(TWIN_BUILD)/data/test.csv -o $(TWIN_BUILD)/predictions.csv --url '{url}'
-	$(BIN)/preference-train evaluate $(TWIN) --predictions $(TWIN_BUILD)/predictions.csv
+	$(BIN)/preference-train evaluate $(TWIN) --predictions $(TWIN_BUILD)/predictions.csv --report $(TWIN_BUILD)/report.html
 
 test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest
