@@ -1,0 +1,79 @@
+"""One invocation of the command: its configuration, the results it prints, and the bars it shows meanwhile.
+
+Results go to stdout, bars to stderr. What the stages do is not its business, so that it is there at once.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from preference_core.settings import Config
+
+#: Told the bytes that were written.
+Report = Callable[[int], None]
+#: Told the phase an engine's build is in, its steps, and how many are done.
+Phase = Callable[[str, int, int], None]
+
+
+@dataclass
+class Run:
+    """One invocation: its configuration, and the results it will print."""
+
+    config: Config
+    as_json: bool
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, stage: str, name: str, *, changed: bool, folder: Path, **more: Any) -> None:
+        """Notes a result; without `--json` it is printed at once."""
+        self.results.append({"stage": stage, "name": name, "changed": changed, "folder": folder.as_posix(), **more})
+        if not self.as_json:
+            brief = {key: value for key, value in more.items() if not isinstance(value, dict)}
+            facts = "".join(f", {key.replace('_', ' ')} {_shown(value)}" for key, value in brief.items())
+            typer.echo(f"{stage:<10} {name:<16} {'written' if changed else 'up to date'}: {folder.as_posix()}{facts}")
+
+    def finish(self) -> None:
+        """Prints the JSON object, if that was asked for."""
+        if self.as_json:
+            typer.echo(json.dumps({"ensemble": self.config.name, "results": self.results}, indent=1))
+
+
+@contextmanager
+def byte_progress(label: str) -> Iterator[tuple[Callable[[int], None], Report]]:
+    """A bar on stderr that shows bytes; gives the functions that set its length and move it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=None)
+        yield (
+            lambda total: progress.update(task, total=total),
+            lambda written: progress.advance(task, written),
+        )
+
+
+@contextmanager
+def phase_progress(label: str) -> Iterator[Phase]:
+    """A bar on stderr that shows the phase TensorRT is in."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda phase, steps, done: progress.update(
+            task, description=f"{label}: {phase}", total=steps, completed=done
+        )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,152 @@
+"""The stages of the command: each goes through the members of a run and notes what it did.
+
+What a stage does to one member is in the modules it calls.
+"""
+
+import sys
+from pathlib import Path
+
+from preference_core.manifest import read_manifest
+from preference_core.settings import Member
+from preference_export import member as members
+from preference_export import repository as repositories
+from preference_export.allocation import freed_memory_kept
+from preference_export.calibration import calibrate_member, calibration_folder
+from preference_export.check import CannotCheckError, check_member
+from preference_export.engines import build_member_engine, engine_folder
+from preference_export.folders import replaced
+from preference_export.hf_checkpoint import write_checkpoint
+from preference_export.plan import MemberPlan, plan_of
+from preference_export.precision import check_supported, recipe_of
+from preference_export.run import Run, byte_progress, phase_progress
+from preference_export.source import Source, source_of
+
+
+def merge_members(run: Run) -> None:
+    """Writes the merged checkpoint of each member that has weights."""
+    check_supported(run.config)
+    for member in run.config.members:
+        if member.kind == "length_buckets":
+            continue
+        source = source_of(member)
+        opened = members.open_member(run.config, member, source)
+        target = run.config.build_folder / "merged" / member.name
+        with (
+            freed_memory_kept(),
+            byte_progress(f"merge {member.name}") as (started, report),
+            replaced(target) as folder,
+        ):
+            started(opened.merged_bytes)
+            write_checkpoint(folder, source.base.folder, opened.weights, run.config.labels, opened.recipe.dtype, report)
+        run.add("merge", member.name, changed=True, folder=target, weight_bytes=opened.merged_bytes)
+
+
+def calibrate_members(run: Run) -> None:
+    """Measures ranges for each member that needs them."""
+    check_supported(run.config)
+    for member in run.config.members:
+        _calibrate(run, member, source_of(member))
+
+
+def export_members(run: Run) -> None:
+    """Exports each member to ONNX."""
+    check_supported(run.config)
+    for member in run.config.members:
+        _onnx(run, member, source_of(member))
+
+
+def build_engines(run: Run) -> None:
+    """Builds the engine of each member that TensorRT serves."""
+    check_supported(run.config)
+    for member in run.config.members:
+        _engine(run, member)
+
+
+def check_members(run: Run) -> None:
+    """Compares each member with the original, whether that was done before or not."""
+    check_supported(run.config)
+    for member in run.config.members:
+        _check(run, member, source_of(member), again=True)
+
+
+def assemble_repository(run: Run, programs: Path, unchecked: bool) -> None:
+    """Assembles the repository."""
+    check_supported(run.config)
+    _repository(run, programs, unchecked)
+
+
+def all_stages(run: Run, programs: Path, unchecked: bool) -> None:
+    """Everything, as needed, one member after the other."""
+    check_supported(run.config)
+    for member in run.config.members:
+        source = source_of(member)
+        _calibrate(run, member, source)
+        _onnx(run, member, source)
+        _engine(run, member)
+        try:
+            _check(run, member, source, again=False)
+        except CannotCheckError as error:
+            if not unchecked:
+                raise
+            sys.stderr.write(f"note: {error.message}\n")
+    _repository(run, programs, unchecked)
+
+
+def plans(run: Run) -> list[MemberPlan]:
+    """What `all_stages` would take."""
+    check_supported(run.config)
+    return [plan_of(run.config, member) for member in run.config.members]
+
+
+def roll_back(run: Run) -> None:
+    """Exchanges the repository with the one before it."""
+    version = repositories.roll_back(run.config)
+    run.add("rollback", run.config.name, changed=True, folder=run.config.repository, version=version)
+
+
+def write_sources(run: Run, programs: Path, output: Path) -> None:
+    """Writes the repository's configurations and programs."""
+    written = repositories.write_sources(run.config, programs, output)
+    run.add("sources", run.config.name, changed=True, folder=output, files=len(written))
+
+
+def _onnx(run: Run, member: Member, source: Source) -> None:
+    with freed_memory_kept(), byte_progress(f"onnx {member.name}") as (started, report):
+        changed = members.export_member(run.config, member, source, started, report)
+    folder = members.folder_of(run.config, member)
+    weight_bytes = read_manifest(folder).details["weight_bytes"]
+    run.add("onnx", member.name, changed=changed, folder=folder, weight_bytes=weight_bytes)
+
+
+def _calibrate(run: Run, member: Member, source: Source) -> None:
+    if recipe_of(member).calibrated:
+        changed = calibrate_member(run.config, member, source, lambda: members.original_of(run.config, member, source))
+        run.add("calibrate", member.name, changed=changed, folder=calibration_folder(run.config, member))
+
+
+def _engine(run: Run, member: Member) -> None:
+    if member.engine != "tensorrt":
+        return
+    with phase_progress(f"engine {member.name}") as report:
+        changed = build_member_engine(run.config, member, report)
+    folder = engine_folder(run.config, member)
+    manifest = read_manifest(folder)
+    facts = {**manifest.versions, "gpu_architecture": manifest.details["gpu_architecture"]}
+    run.add("engine", member.name, changed=changed, folder=folder, **facts)
+
+
+def _check(run: Run, member: Member, source: Source, *, again: bool) -> None:
+    checked = check_member(run.config, member, source, again=again)
+    parity = {key: value for key, value in checked.parity.items() if key != "basis"}
+    run.add("check", member.name, changed=checked.changed, folder=checked.folder, file=checked.file, **parity)
+
+
+def _repository(run: Run, programs: Path, unchecked: bool) -> None:
+    assembled = repositories.assemble(run.config, programs, allow_unchecked=unchecked)
+    run.add(
+        "repository",
+        run.config.name,
+        changed=assembled.changed,
+        folder=run.config.repository,
+        version=assembled.version,
+    )
