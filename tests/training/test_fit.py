@@ -128,7 +128,7 @@ def test_the_last_token_is_pooled_even_when_it_is_the_pad_token(llama):
     examples = [{"input_ids": ids, "labels": 0} for ids in (plain, ends_in_eos)]
     batch = collate(examples)
     with torch.no_grad():
-        together = pooled_logits(model, batch["input_ids"], batch["attention_mask"])
+        together = pooled_logits(model, batch["input_ids"], batch["attention_mask"], "fp32")
         base = model.get_base_model()
         for row, ids in enumerate((plain, ends_in_eos)):
             hidden = base.model(torch.tensor([ids])).last_hidden_state
@@ -141,7 +141,7 @@ def test_without_eos_at_the_end_pooling_is_that_of_transformers(llama):
     model, plain, _ = llama
     ids = torch.tensor([plain])
     with torch.no_grad():
-        torch.testing.assert_close(pooled_logits(model, ids, torch.ones_like(ids)), model(ids).logits)
+        torch.testing.assert_close(pooled_logits(model, ids, torch.ones_like(ids), "fp32"), model(ids).logits)
 
 
 def test_only_the_chosen_layers_get_lora_and_nothing_else_is_trained(generated):

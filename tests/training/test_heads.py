@@ -60,7 +60,7 @@ def test_the_loss_is_the_weighted_sum_of_three(three_heads):
     model, examples, identities = three_heads
     model.train()
     batch = collate(examples[:6])
-    states = pooled_states(model, batch["input_ids"], batch["attention_mask"])
+    states = pooled_states(model, batch["input_ids"], batch["attention_mask"], "fp32")
     names = identity_logits(model, states)
     assert names.shape == (6, len(identities.names), 2)
     expected = cross_entropy(preference_logits(model, states), batch["labels"])
@@ -83,7 +83,7 @@ def test_held_out_losses_are_of_the_preference_alone(three_heads):
     model, examples, _ = three_heads
     model.eval()
     batch = collate(examples[:6])
-    states = pooled_states(model, batch["input_ids"], batch["attention_mask"])
+    states = pooled_states(model, batch["input_ids"], batch["attention_mask"], "fp32")
     torch.testing.assert_close(
         loss_of(model, batch, Recipe(**HEADS)), cross_entropy(preference_logits(model, states), batch["labels"])
     )

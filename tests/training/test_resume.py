@@ -141,7 +141,13 @@ def test_tensorboard_logs_without_tensorboard_are_one_clear_error(generated, tmp
 
 def test_tensorboard_logs_lie_in_the_adapters_folder(generated, tmp_path):
     pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     member = replace(generated.members[1], training={"tensorboard": True, "batch_size": 2})
-    fit(tmp_path / "adapter", generated, member, lambda *_: None)
-    assert [path.parent.name for path in tmp_path.rglob("events.out.tfevents.*")] == ["tensorboard"]
-    assert not (tmp_path / "runs").exists()
+    measured = fit(tmp_path / "adapter", generated, member, lambda *_: None)
+    assert {path.parent for path in tmp_path.rglob("events.out.tfevents.*")} == {tmp_path / "adapter" / "tensorboard"}
+    log = EventAccumulator(str(tmp_path / "adapter" / "tensorboard"))
+    log.Reload()
+    assert "train/loss" in log.Tags()["scalars"]
+    (final,) = log.Scalars("final/validation_log_loss")
+    assert final.value == pytest.approx(measured["validation_log_loss"], rel=1e-5)

@@ -13,7 +13,7 @@ from preference_training.recipe import recipe_of
 from preference_training.stages import Stage, content_of
 
 #: Raise this when the code changes what a recipe means.
-FIT_VERSION = 2
+FIT_VERSION = 3
 
 
 def adapter_stage(config: Config, member: Member) -> Stage:

@@ -78,7 +78,10 @@ def fit(
     resumed = last_checkpoint(checkpoints)
     with quiet_transformers():
         result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    measured = {"train_loss": result.training_loss, **_final(trainer, held_out)}
+        trainer.remove_callback(TensorBoardCallback)  # it has closed its log, and would begin another one
+        measured = {"train_loss": result.training_loss, **_final(trainer, held_out)}
+    if recipe.tensorboard:
+        _log_final(_summary_writer(member, folder / "tensorboard"), measured, result.global_step)
     if not all(math.isfinite(value) for value in measured.values()):
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise SystemFailure(
@@ -124,7 +127,7 @@ class MemberTrainer(Trainer):
 
         In training the identity heads add theirs, by the recipe's weight.
         """
-        states = pooled_states(model, inputs["input_ids"], inputs["attention_mask"])
+        states = pooled_states(model, inputs["input_ids"], inputs["attention_mask"], self.recipe.precision)
         logits = preference_logits(model, states)
         smoothing = self.recipe.label_smoothing if model.training else 0.0
         loss = cross_entropy(logits, inputs["labels"], label_smoothing=smoothing)
@@ -159,7 +162,7 @@ class _Reporter(TrainerCallback):
 def _arguments(recipe: Recipe, output: Path, examples: int) -> TrainingArguments:
     steps_per_epoch = math.ceil(examples / (recipe.batch_size * recipe.gradient_accumulation_steps))
     evaluates = recipe.evaluations_per_epoch > 0
-    interval = max(1, steps_per_epoch // recipe.evaluations_per_epoch) if evaluates else None
+    interval = math.ceil(steps_per_epoch / recipe.evaluations_per_epoch) if evaluates else None
     keeps_best = recipe.early_stopping_patience is not None
     return TrainingArguments(
         output_dir=str(output),
@@ -217,6 +220,13 @@ def _summary_writer(member: Member, folder: Path) -> Any:
             hint='Run `pip install "preference-training[tensorboard]"`, or set `tensorboard = false`.',
         ) from None
     return SummaryWriter(log_dir=str(folder))
+
+
+def _log_final(writer: Any, measured: Mapping[str, float], step: int) -> None:
+    """Adds what was measured at the end to the TensorBoard log."""
+    with writer:
+        for name, value in measured.items():
+            writer.add_scalar(f"final/{name}", value, step)
 
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:

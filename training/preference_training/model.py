@@ -4,7 +4,6 @@ Built on Transformers and PEFT. It knows nothing of battles or training loops.
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from preference_core.errors import SystemFailure, UserError
 from preference_core.settings import Member, is_hub_id
@@ -45,8 +45,8 @@ def base_folder(member: Member) -> Path:
 def check_machine(member: Member, recipe: Recipe) -> None:
     """Refuses a recipe that this machine cannot run, before anything long begins."""
     has_gpu = torch.cuda.is_available()
-    if recipe.quantisation != "none" and not (has_gpu and find_spec("bitsandbytes")):
-        missing = "bitsandbytes is not installed" if has_gpu else "no GPU was found"
+    if recipe.quantisation != "none" and not (has_gpu and is_bitsandbytes_available()):
+        missing = "no version of it that Transformers accepts is installed" if has_gpu else "no GPU was found"
         raise SystemFailure(
             f"The recipe of `{member.name}` quantises its base to {recipe.quantisation}, "
             f"which needs bitsandbytes and an NVIDIA GPU; {missing}",
@@ -121,19 +121,26 @@ def remove_identity_head(model: PeftModel) -> None:
         adapter.modules_to_save = [name for name in adapter.modules_to_save if name != "identity"]
 
 
-def pooled_logits(model: PeftModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def pooled_logits(
+    model: PeftModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, precision: str
+) -> torch.Tensor:
     """Logits `[sequences, labels]` of each sequence's last token."""
-    return preference_logits(model, pooled_states(model, input_ids, attention_mask))
+    return preference_logits(model, pooled_states(model, input_ids, attention_mask, precision))
 
 
-def pooled_states(model: PeftModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def pooled_states(
+    model: PeftModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, precision: str
+) -> torch.Tensor:
     """The hidden state FP32 `[sequences, hidden]` of each sequence's last token.
 
     `attention_mask` `[sequences, longest]` says what is padding, on the right. Transformers itself pools the rightmost
     token that is not the pad id: the wrong one when pad is eos and a text ends in eos. Serving pools the true last one.
+    GEMMs run in `precision` whatever the weights are: LoRA's are FP32, and so is what surrounds a quantised base. The
+    Trainer's own autocast does not reach here: it is put round the model's `forward`, which would pool wrongly.
     """
     base: Any = model.get_base_model()
-    hidden = base.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    with torch.autocast(input_ids.device.type, DTYPES[precision], enabled=precision != "fp32"):
+        hidden = base.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     last = attention_mask.sum(dim=1) - 1
     states: torch.Tensor = hidden[torch.arange(len(last), device=hidden.device), last]
     return states.float()

@@ -21,7 +21,7 @@ from preference_core.battle import Battle
 from preference_core.combination import Combination
 from preference_core.errors import ArtefactError, SystemFailure
 from preference_core.lengths import LengthBuckets, read_buckets
-from preference_core.settings import Config, Member, combination_of, is_hub_id
+from preference_core.settings import Config, Member, combination_of
 from preference_training.encoding import tokenizer_of
 from preference_training.model import BASE_FILES, base_folder, check_machine, classifier, pooled_logits
 from preference_training.predictions import Predictions
@@ -75,7 +75,8 @@ def _open(member: Member, labels: Sequence[str], batch_size: int, done: Done) ->
     def answer(battles: Sequence[Battle]) -> tuple[Array, Counts]:
         encoded = tokenizer_of(member, base).encode_batch(battles)
         model = load_member(member, base, adapter, len(labels))
-        logits = _logits(model, [tokens.ids for tokens in encoded], len(labels), batch_size, done)
+        sequences, precision = [tokens.ids for tokens in encoded], recipe_of(member).precision
+        logits = _logits(model, sequences, len(labels), batch_size, precision, done)
         return logits, np.array([sum(tokens.dropped) for tokens in encoded], dtype=np.int64)
 
     return answer
@@ -111,7 +112,7 @@ def load_member(member: Member, base: Path, adapter: Path | None, labels: int) -
 def adapter_folder(member: Member) -> Path:
     """The folder of a member's adapter; a hub id is fetched at its revision (safetensors and JSON only)."""
     location = str(member.adapter)
-    if is_hub_id(location):
+    if member.adapter_revision is not None:
         try:
             return Path(snapshot_download(location, revision=member.adapter_revision, allow_patterns=list(BASE_FILES)))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -133,6 +134,7 @@ def _logits(
     sequences: Sequence[npt.NDArray[np.int32]],
     labels: int,
     batch_size: int,
+    precision: str,
     done: Done,
 ) -> Array:
     """Logits `[sequences, labels]`, the longest sequences first: what does not fit into memory fails at once."""
@@ -140,12 +142,14 @@ def _logits(
     order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
-        logits[rows] = _batch_logits(model, [sequences[row] for row in rows])
+        logits[rows] = _batch_logits(model, [sequences[row] for row in rows], precision)
         done(first + len(rows), len(order))
     return logits
 
 
-def _batch_logits(model: PeftModel, sequences: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.float32]:
+def _batch_logits(
+    model: PeftModel, sequences: Sequence[npt.NDArray[np.int32]], precision: str
+) -> npt.NDArray[np.float32]:
     """Logits `[sequences, labels]`; padded on the right, which the attention mask alone tells from text."""
     device = next(model.parameters()).device
     input_ids = torch.zeros((len(sequences), max(map(len, sequences))), dtype=torch.int64)
@@ -154,7 +158,7 @@ def _batch_logits(model: PeftModel, sequences: Sequence[npt.NDArray[np.int32]]) 
         input_ids[row, : len(ids)] = torch.from_numpy(ids)
         attention_mask[row, : len(ids)] = 1
     values: npt.NDArray[np.float32] = (
-        pooled_logits(model, input_ids.to(device), attention_mask.to(device)).cpu().numpy()
+        pooled_logits(model, input_ids.to(device), attention_mask.to(device), precision).cpu().numpy()
     )
     return values
 
