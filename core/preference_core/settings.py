@@ -110,7 +110,8 @@ class Member:
     """One classifier of the ensemble: where its weights are, how it reads a battle, and how it is served.
 
     Several `adapter`s (of folds, say) become one member whose weights are the mean of the merged ones. `base_rounding`
-    merges into the base as bitsandbytes rounds it in training, and not as it is stored.
+    merges into the base as bitsandbytes rounds it in training, and not as it is stored. `adapter_base` accepts adapters
+    that name this hub id as their base although `base` is another (a copy of the same weights).
 
     A member of the kind `length_buckets` is the length baseline: `base` is the folder of fitted buckets, and whatever
     concerns text, weights and precision has no meaning.
@@ -124,6 +125,7 @@ class Member:
     adapter: str | tuple[str, ...] | None = None
     revision: str | None = None
     adapter_revision: str | None = None
+    adapter_base: str | None = None
     base_rounding: Rounding = "none"
     truncation: Truncation = field(default_factory=Truncation)
     precision: Precision = "fp32"

@@ -14,9 +14,12 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from preference_core.errors import UserError
+from preference_core.settings import Member, is_hub_id
 from preference_export.checkpoint import ADAPTER_WEIGHTS, TensorFiles, read_json
 
 HEAD = "score.weight"
+#: What PEFT adds to `modules_to_save` for a classifier.
+HEAD_MODULES = ("classifier", "score")
 PREFIX = "base_model.model."
 LORA_SUFFIXES = {
     ".lora_A.weight": "a",
@@ -41,7 +44,7 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 #: Initialisations that leave the base weights as they are. Others (pissa, olora, ...) rewrite them on every load.
-INITIALISATIONS = (True, False, "gaussian", "eva")
+INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 class AdapterError(UserError):
@@ -61,9 +64,13 @@ class Lora:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`loras` by module name; `saved` maps parameters that replace the base's (the head) to their stored names."""
+    """`loras` by module name; `saved` maps parameters that replace the base's (the head) to their stored names.
+
+    `named_base` is what the adapter's configuration calls the base it was trained on.
+    """
 
     config: LoraConfig
+    named_base: str
     files: TensorFiles
     loras: Mapping[str, Lora]
     saved: Mapping[str, str]
@@ -71,9 +78,12 @@ class Adapter:
 
 def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
     """Reads and checks an adapter for a base with these linear modules; no tensor data is read yet."""
-    config = _config(folder)
+    table = read_json(folder / "adapter_config.json")
+    config = _config(folder, table)
     files = TensorFiles(folder, ADAPTER_WEIGHTS)
-    parts, saved = _sorted_tensors(files, config.modules_to_save or ())
+    # PEFT saves the head of a classifier whether the configuration names it or not; early versions never name it.
+    heads = HEAD_MODULES if config.task_type == "SEQ_CLS" else ()
+    parts, saved = _sorted_tensors(files, {*(config.modules_to_save or ()), *heads})
     if HEAD not in saved:
         raise AdapterError(
             f"Adapter `{folder}` (task type {config.task_type}) has no classification head: no tensor `{HEAD}`",
@@ -81,18 +91,35 @@ def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
         )
     _check_targets(folder, config, parts, [name for name in linear_modules if f"{name}.weight" not in saved])
     loras = {module: _lora(folder, module, tensors, config) for module, tensors in parts.items()}
-    return Adapter(config, files, loras, saved)
+    return Adapter(config, str(table.get("base_model_name_or_path") or ""), files, loras, saved)
 
 
-def _config(folder: Path) -> LoraConfig:
-    table = read_json(folder / "adapter_config.json")
+def check_named_base(adapter: Adapter, member: Member) -> None:
+    """Refuses an adapter that names another base on the hub: merged into one of equal shapes, it would look right.
+
+    Folders say nothing about what is in them, so that only hub ids are compared. `adapter_base` accepts a name.
+    """
+    named = adapter.named_base
+    both_on_hub = is_hub_id(named) and is_hub_id(member.base)
+    if not both_on_hub or named.casefold() in (member.base.casefold(), (member.adapter_base or "").casefold()):
+        return
+    raise AdapterError(
+        f"Adapter `{adapter.files.folder}` was trained on `{named}`; the base of `{member.name}` is `{member.base}`",
+        hint=f'If the weights are the same, say so: `adapter_base = "{named}"`.',
+    )
+
+
+def _config(folder: Path, table: Mapping[str, Any]) -> LoraConfig:
     if table.get("peft_type") != "LORA":
         raise AdapterError(f"Adapter `{folder}` is of type `{table.get('peft_type')}`", hint="Only LORA is supported.")
     defaults = {field.name: _default(field) for field in dataclasses.fields(LoraConfig)}
     for key, value in table.items():
         if key in HONOURED | WITHOUT_EFFECT or value in (None, False, [], {}) or value == defaults.get(key):
             continue
-        raise AdapterError(f"Adapter `{folder}` uses `{key}` = `{value}`, which is not supported")
+        raise AdapterError(
+            f"Adapter `{folder}` uses `{key}` = `{value}`, which is not supported",
+            hint="Merge it with PEFT (`merge_and_unload`), and export the result as a base without an adapter.",
+        )
     if table.get("init_lora_weights", True) not in INITIALISATIONS:
         raise AdapterError(
             f"Adapter `{folder}` was initialised by `{table['init_lora_weights']}`, which rewrites the base weights",
@@ -144,7 +171,9 @@ def _lora(folder: Path, module: str, tensors: Mapping[str, str], config: LoraCon
     if needed != tensors.keys():
         odd = sorted(needed ^ tensors.keys())[0]
         problem = "lacks" if odd in needed else "has an unexpected"
-        raise AdapterError(f"Adapter `{folder}` {problem} part `{odd}` of `{module}`")
+        raise AdapterError(
+            f"Adapter `{folder}` {problem} part `{odd}` of `{module}`", hint="Its file is incomplete; save it again."
+        )
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
     return Lora(
         a=tensors["a"],

@@ -9,7 +9,7 @@ import io
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from preference_export.quantise import DECODER, Ranges
 from preference_export.reference import Reference
 from preference_export.sample import Sample, read_sample
 from preference_export.source import Source, input_hashes
+from preference_export.versions import versions
 
 KIND = "calibration"
 RANGES_FILE = "calibration.safetensors"
@@ -55,14 +56,14 @@ def calibrate_member(config: Config, member: Member, source: Source, reference: 
     sample_path = sample_of(config)
     settings = {key: plain(getattr(member, key)) for key in ("template", "max_tokens", "truncation", "base_rounding")}
     made_from = {"settings": settings, "inputs": input_hashes(source), "sample": sha256_of(sample_path)}
-    if _is_current(calibration_folder(config, member), made_from):
+    made_by = {"nvidia-modelopt": _modelopt_version(), **versions()}
+    if _is_current(calibration_folder(config, member), made_from, made_by):
         return False
     sequences = tokenised(member, source, read_sample(sample_path, config.labels))
     ranges = measured_ranges(reference(), sequences)
     with replaced(calibration_folder(config, member)) as folder:
         save_file({name: ranges[name].contiguous() for name in sorted(ranges)}, folder / RANGES_FILE)
-        versions = {"nvidia-modelopt": version("nvidia-modelopt"), "torch": torch.__version__}
-        write_manifest(folder, KIND, made_from=made_from, versions=versions, details={"sequences": len(sequences)})
+        write_manifest(folder, KIND, made_from=made_from, versions=made_by, details={"sequences": len(sequences)})
     return True
 
 
@@ -93,7 +94,9 @@ def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int
         for name, module in reference.model.named_modules()
         if name.startswith(DECODER) and hasattr(module, "input_quantizer")
     }
-    return {name: q.amax.detach().float().flatten().clone() for name, q in quantizers.items() if q.amax is not None}
+    return {
+        name: q.amax.detach().float().flatten().cpu().clone() for name, q in quantizers.items() if q.amax is not None
+    }
 
 
 def tokenised(member: Member, source: Source, sample: Sample) -> list[npt.NDArray[np.int32]]:
@@ -135,9 +138,18 @@ def _quiet() -> Any:
         yield
 
 
-def _is_current(folder: Path, made_from: dict[str, Any]) -> bool:
+def _modelopt_version() -> str:
+    """The installed version; without any, what was measured before may still be the same."""
     try:
-        if read_manifest(folder).made_from != made_from:
+        return version("nvidia-modelopt")
+    except PackageNotFoundError:
+        return "none"
+
+
+def _is_current(folder: Path, made_from: dict[str, Any], made_by: dict[str, str]) -> bool:
+    try:
+        manifest = read_manifest(folder)
+        if manifest.made_from != made_from or manifest.versions != made_by:
             return False
         verify(folder)
     except ArtefactError:

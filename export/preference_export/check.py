@@ -1,7 +1,7 @@
 """The gate of a member: compares what will be served with the original model, and records the result.
 
-A TensorRT engine is compared where there is a GPU; elsewhere its graph is, which does not stand in for the engine. An
-artefact whose manifest has a parity record has kept its limits.
+A TensorRT engine is compared where there is a GPU; elsewhere its graph is, which does not stand in for the engine. A
+manifest's parity record says what was measured, or what was found broken; without one, nothing was compared.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,47 +16,59 @@ import torch
 from preference_core.battle import swapped_label_order
 from preference_core.combination import softmax
 from preference_core.encoders import encoder_from_folder
-from preference_core.errors import ParityError, UserError
+from preference_core.errors import ConfigError, ParityError, UserError
 from preference_core.manifest import Manifest, sha256_of, write_manifest
 from preference_core.metrics import swap_consistency
 from preference_core.settings import Config, Member
 from preference_core.structure import plain
 from preference_export.calibration import sample_of
-from preference_export.engine import NO_GPU, PLAN_FILE, gpu_architecture, tensorrt_module
+from preference_export.engine import NO_GPU, PLAN_FILE, gpu_architecture, tensorrt_module, use_gpu_of
 from preference_export.engines import built_engine, engine_folder
 from preference_export.member import exported_member, folder_of, reference_of
 from preference_export.onnx_export import MODEL_FILE
 from preference_export.parity import (
+    BROKEN,
     CPU_PROVIDER,
     CUDA_PROVIDER,
+    PACKED_SEQUENCES,
     Classifier,
     Logits,
     OnnxClassifier,
     TokenIds,
     exceeded,
     limits_of,
+    logits_alone,
     measure,
+    worst,
 )
 from preference_export.precision import recipe_of
 from preference_export.sample import Sample, read_sample
 from preference_export.scan import Scan, scan
 from preference_export.source import Source
-from preference_export.tensorrt_classifier import TensorRtClassifier
+from preference_export.tensorrt_classifier import classifiers_of_plan
+from preference_export.versions import versions
 
 
 class CannotCheckError(UserError):
     """This machine cannot run the artefact."""
 
 
+#: One way to run an artefact, and how many sequences are packed into a call.
+Way = tuple[Classifier, int]
+
+
 @dataclass(frozen=True)
 class Subject:
-    """An artefact that this machine can run: the folder whose manifest takes the record, and how it is run."""
+    """An artefact that this machine can run: the folder whose manifest takes the record, and the ways it is run.
+
+    An engine is run under each of its profiles, the last one with full batches.
+    """
 
     folder: Path
     manifest: Manifest
     file: str
     runtime: str
-    open: Callable[[], Classifier]
+    open: Callable[[], Sequence[Way]]
 
 
 @dataclass(frozen=True)
@@ -71,12 +83,13 @@ class Checked:
 
 def subject_of(config: Config, member: Member) -> Subject:
     """What can be compared here: the engine on a GPU, else the graph. `CannotCheckError` when neither."""
-    folder, labels = folder_of(config, member), len(config.labels)
+    folder = folder_of(config, member)
+    use_gpu_of(member)
     if member.engine == "tensorrt" and gpu_architecture() != NO_GPU:
         runtime = f"tensorrt {tensorrt_module().__version__} {gpu_architecture()}"
         plan = engine_folder(config, member)
         manifest = built_engine(config, member)
-        return Subject(plan, manifest, PLAN_FILE, runtime, lambda: TensorRtClassifier(plan / PLAN_FILE, labels))
+        return Subject(plan, manifest, PLAN_FILE, runtime, lambda: _ways_of_plan(config, plan / PLAN_FILE))
     on_gpu = member.engine == "onnxruntime" and member.gpus and CUDA_PROVIDER in onnxruntime.get_available_providers()
     provider = CUDA_PROVIDER if on_gpu else CPU_PROVIDER
     if provider == CPU_PROVIDER and recipe_of(member).dtype == torch.bfloat16:
@@ -87,43 +100,57 @@ def subject_of(config: Config, member: Member) -> Subject:
         )
     runtime = f"onnxruntime {onnxruntime.__version__} {provider}"
     manifest = exported_member(config, member)
-    return Subject(folder, manifest, MODEL_FILE, runtime, lambda: OnnxClassifier(folder / MODEL_FILE, 0, provider))
+    return Subject(folder, manifest, MODEL_FILE, runtime, lambda: _ways_of_graph(folder / MODEL_FILE, provider))
 
 
 def check_member(config: Config, member: Member, source: Source, *, again: bool = False) -> Checked:
     """Compares a member with the original and records it; does nothing if that was done before, unless `again`.
 
-    Above the limits: `ParityError`, and no record is left.
+    Every sample battle is compared in both orders of its responses. Above the limits: `ParityError`, and the record
+    says what is broken.
     """
     sample_path = sample_of(config)
     subject = subject_of(config, member)
     limits = limits_of(member.precision, member.parity)
     sample = read_sample(sample_path, config.labels)
+    if sample.targets is None and member.parity.max_log_loss_change is not None:
+        raise ConfigError(
+            f"`parity.max_log_loss_change` of `{member.name}` needs labels, and `{sample_path}` has none",
+            hint="Remove the limit, or name labelled battles in `data.sample`.",
+        )
     basis = {
         "limits": plain(limits),
         "sample": {"sha256": sha256_of(sample_path), "battles": len(sample.battles)},
         "file": subject.file,
         "runtime": subject.runtime,
+        "versions": versions(),
     }
-    if not again and subject.manifest.parity.get("basis") == basis:
-        return Checked(False, subject.folder, subject.file, subject.manifest.parity)
-    forward, swapped = _sequences(folder_of(config, member), sample)
+    known = subject.manifest.parity
+    if not again and known.get("basis") == basis and BROKEN not in known:
+        return Checked(False, subject.folder, subject.file, known)
+    sequences, targets = _sequences(folder_of(config, member), sample, config.labels)
     reference = reference_of(config, member, source)
-    expected, expected_swapped = reference.logits(forward), reference.logits(swapped)
+    expected = reference.logits(sequences)
     del reference
-    artefact = subject.open()
-    parity = measure(artefact, expected, forward, sample.targets)
-    actual = [np.concatenate([artefact.logits([ids]) for ids in battles]) for battles in (forward, swapped)]
-    found = scan(subject.folder / MODEL_FILE, forward) if subject.file == MODEL_FILE and _scannable(member) else None
+    torch.cuda.empty_cache()  # the engine may need what the original held; without a GPU it does nothing
+    ways = subject.open()
+    alone = [logits_alone(artefact, sequences) for artefact, _ in ways]
+    parity = worst(
+        [
+            measure(artefact, expected, sequences, targets, packed, logits)
+            for (artefact, packed), logits in zip(ways, alone, strict=True)
+        ]
+    )
+    found = scan(folder_of(config, member) / MODEL_FILE, sequences) if _scannable(member) else None
     broken = [*_overflow(found), *exceeded(parity, limits)]
     record = {
         "basis": basis,
         **plain(parity),
-        "swap": _swap(actual[0], actual[1], config.labels),
-        "original_swap": _swap(expected, expected_swapped, config.labels),
+        "swap": _swap(alone[-1], config.labels),
+        "original_swap": _swap(expected, config.labels),
         **({} if found is None else {"activations": found.by_layer()}),
     }
-    _record(subject, {} if broken else record)
+    _record(subject, {"basis": basis, BROKEN: broken} if broken else record)
     if broken:
         raise ParityError(
             f"Member `{member.name}` does not reproduce the original model: {'; '.join(broken)}",
@@ -146,18 +173,35 @@ def _overflow(found: Scan | None) -> list[str]:
     ]
 
 
-def _sequences(folder: Path, sample: Sample) -> tuple[list[TokenIds], list[TokenIds]]:
-    """Token ids of the sample's battles, and of the same battles with their responses exchanged."""
+def _ways_of_plan(config: Config, path: Path) -> list[Way]:
+    classifiers = classifiers_of_plan(path, len(config.labels))
+    packed = [PACKED_SEQUENCES] * (len(classifiers) - 1) + [config.serving.max_batch_size]
+    return list(zip(classifiers, packed, strict=True))
+
+
+def _ways_of_graph(path: Path, provider: str) -> list[Way]:
+    return [(OnnxClassifier(path, 0, provider), PACKED_SEQUENCES)]
+
+
+def _sequences(folder: Path, sample: Sample, labels: Sequence[str]) -> tuple[list[TokenIds], list[int] | None]:
+    """Token ids and targets of the sample's battles, and then of the same battles with their responses exchanged."""
     encoder = encoder_from_folder(folder)
-    orders = (sample.battles, tuple(battle.swapped() for battle in sample.battles))
-    forward, swapped = ([tokens.ids for tokens in encoder.encode_batch(battles)] for battles in orders)
-    return forward, swapped
+    battles = [*sample.battles, *(battle.swapped() for battle in sample.battles)]
+    partner = swapped_label_order(labels)
+    targets = None
+    if sample.targets is not None:
+        targets = [*sample.targets, *(partner[target] for target in sample.targets)]
+    return [tokens.ids for tokens in encoder.encode_batch(battles)], targets
 
 
-def _swap(logits: Logits, swapped: Logits, labels: Sequence[str]) -> dict[str, float] | None:
-    """How much predictions depend on the order of the responses; None where they are not finite."""
-    if not (np.isfinite(logits).all() and np.isfinite(swapped).all()):
+def _swap(both: Logits, labels: Sequence[str]) -> dict[str, float] | None:
+    """How much predictions depend on the order of the responses; None where they are not finite.
+
+    The second half of `both` are the logits of the battles of the first half, with their responses exchanged.
+    """
+    if not np.isfinite(both).all():
         return None
+    logits, swapped = np.split(both, 2)
     back = softmax(swapped.astype(np.float64))[:, swapped_label_order(labels)]
     return swap_consistency(softmax(logits.astype(np.float64)), back)
 

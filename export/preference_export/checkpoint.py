@@ -22,6 +22,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DOWNLOADED = ("*.json", "*.safetensors")
 
+TRAINED = "`preference-train fit CONFIG` writes the folder. "
+
 #: Most bytes of one tensor that are held at a time while it is copied unchanged.
 BLOCK_BYTES = 64 * 1024 * 1024
 
@@ -57,8 +59,8 @@ def locate(location: str, revision: str | None, role: str = "base") -> Checkpoin
         )
     if revision is None:
         raise CheckpointError(
-            f"`{role}` is the hub id `{location}` without a `{key}`",
-            hint=f"Pin it: add `{key} = ...` with the commit shown on the repository's page.",
+            f"`{role}` is `{location}`: there is no such folder, and a hub id needs a `{key}`",
+            hint=f"{TRAINED if role == 'adapter' else ''}Pin a hub id: `{key} = ...`, the commit shown on its page.",
         )
     folder = _download(location, revision)
     return Checkpoint(folder, location, folder.name)

@@ -16,11 +16,11 @@ import torch
 
 from preference_core import tensors
 from preference_core.errors import ArtefactError, SystemFailure, UserError
-from preference_core.settings import Build
+from preference_core.settings import Build, Member
 from preference_export.operators import refusals
 
 PLAN_FILE = "model.plan"
-#: Sequences that the latency profile is for: one, or one in both orders of its responses, and a little company.
+#: Sequences of full length whose tokens the latency profile admits: one in both orders, and a little company.
 LATENCY_SEQUENCES = 4
 NO_GPU = "none"
 SHOWN_REFUSALS = 20
@@ -42,22 +42,24 @@ class Profile:
 def profiles_of(max_tokens: int, max_batch_size: int) -> tuple[Profile, ...]:
     """A latency profile (tuned for one sequence of full length) and a throughput profile (for a full batch).
 
-    Each begins at one token of one sequence, so that any batch fits one of them; the last one fits all. There is only
-    one where a batch has no more sequences than the latency profile.
+    Triton chooses by the tokens of a batch alone: of the profiles that admit as many, the one whose usual number is
+    nearest. So the latency profile is bounded by tokens, and admits as many sequences as a batch may have: sixteen
+    short ones go there, too. The last profile admits every batch. There is only one where batches are small.
     """
     few = min(LATENCY_SEQUENCES, max_batch_size)
-    latency = _profile("latency", max_tokens, 1, few)
+    latency = _profile("latency", max_tokens, 1, max_batch_size, few * max_tokens)
     if few == max_batch_size:
         return (latency,)
-    return latency, _profile("throughput", max_tokens, max_batch_size, max_batch_size)
+    whole = max_batch_size * max_tokens
+    return latency, _profile("throughput", max_tokens, max_batch_size, max_batch_size, whole)
 
 
-def _profile(name: str, max_tokens: int, usual: int, most: int) -> Profile:
+def _profile(name: str, max_tokens: int, usual: int, most: int, most_tokens: int) -> Profile:
     longest = max(1, max_tokens // 2) if usual > 1 else max_tokens
     return Profile(
         name,
         {
-            tensors.INPUT_IDS.name: (1, usual * longest, most * max_tokens),
+            tensors.INPUT_IDS.name: (1, usual * longest, most_tokens),
             tensors.CU_SEQLENS.name: (2, usual + 1, most + 1),
             tensors.MAX_SEQLEN.name: (1, longest, max_tokens),
         },
@@ -77,11 +79,22 @@ def tensorrt_module() -> Any:
 
 
 def gpu_architecture() -> str:
-    """Compute capability of the first GPU, such as `sm_90`; `none` on a machine without one."""
+    """Compute capability of the GPU in use, such as `sm_90`; `none` on a machine without one."""
     if not torch.cuda.is_available():
         return NO_GPU
     major, minor = torch.cuda.get_device_capability()
     return f"sm_{major}{minor}"
+
+
+def use_gpu_of(member: Member) -> None:
+    """Builds and runs on the first of the GPUs that the member is served on; without any GPU there is nothing to do."""
+    if torch.cuda.is_available() and member.gpus:
+        if member.gpus[0] >= torch.cuda.device_count():
+            raise UserError(
+                f"`gpus` of `{member.name}` begins with {member.gpus[0]}; this machine has {torch.cuda.device_count()}",
+                hint="Number them from 0.",
+            )
+        torch.cuda.set_device(member.gpus[0])
 
 
 def check_operators(path: Path) -> None:
@@ -114,6 +127,7 @@ def build_engine(
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, build.workspace_mebibytes * 1024**2)
     settings.builder_optimization_level = build.optimisation_level
+    settings.clear_flag(trt.BuilderFlag.TF32)  # on unless cleared: FP32 with a mantissa of 10 bits
     settings.progress_monitor = _monitor(trt, progress)
     for profile in profiles:
         shapes = builder.create_optimization_profile()

@@ -17,10 +17,12 @@ from preference_export.engine import (
     gpu_architecture,
     profiles_of,
     tensorrt_module,
+    use_gpu_of,
 )
 from preference_export.folders import replaced
 from preference_export.member import exported_member, folder_of
 from preference_export.onnx_export import DATA_FILE, MODEL_FILE
+from preference_export.versions import versions
 
 KIND = "engine"
 TIMING_CACHE = "timing.cache"
@@ -36,15 +38,16 @@ def build_member_engine(config: Config, member: Member, progress: Progress) -> b
     trt = tensorrt_module()
     folder = engine_folder(config, member)
     made_from = _made_from(config, member, exported_member(config, member))
-    versions = {"tensorrt": str(trt.__version__)}
-    if _is_current(folder, made_from, versions):
+    use_gpu_of(member)
+    made_by = {"tensorrt": str(trt.__version__), **versions()}
+    if _is_current(folder, made_from, made_by):
         return False
     profiles = profiles_of(member.max_tokens, config.serving.max_batch_size)
     with replaced(folder) as part:
         source = folder_of(config, member) / MODEL_FILE
         build_engine(source, part / PLAN_FILE, profiles, member.build, folder.parent / TIMING_CACHE, progress)
         details = {"gpu_architecture": gpu_architecture(), "profiles": plain(profiles)}
-        write_manifest(part, KIND, made_from=made_from, versions=versions, details=details)
+        write_manifest(part, KIND, made_from=made_from, versions=made_by, details=details)
     return True
 
 
@@ -68,11 +71,11 @@ def _made_from(config: Config, member: Member, exported: Manifest) -> dict[str, 
     }
 
 
-def _is_current(folder: Path, made_from: dict[str, Any], versions: dict[str, str]) -> bool:
+def _is_current(folder: Path, made_from: dict[str, Any], made_by: dict[str, str]) -> bool:
     try:
         manifest = read_manifest(folder)
         here = manifest.details.get("gpu_architecture") == gpu_architecture()
-        if manifest.made_from != made_from or manifest.versions != versions or not here:
+        if manifest.made_from != made_from or manifest.versions != made_by or not here:
             return False
         verify(folder)
     except ArtefactError:

@@ -4,6 +4,7 @@ An ONNX file names the files of its weights. One that names a path elsewhere, or
 whatever that leads to.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -15,11 +16,15 @@ from preference_core.errors import ArtefactError
 def check_external_data(model: Path) -> None:
     """Raises `ArtefactError` naming the first weight that is not inside a regular file of the model's own folder."""
     try:
-        graph = onnx.load(model, load_external_data=False).graph
+        stored = onnx.load(model, load_external_data=False)
     except Exception as error:  # protobuf's own errors share no base class with the file system's
         raise ArtefactError(f"`{model}` is not an ONNX file: {error}") from None
-    for tensor in filter(uses_external_data, graph.initializer):
-        info = ExternalDataInfo(tensor)
+    graphs = [stored.graph, *stored.functions]
+    for tensor in filter(uses_external_data, (tensor for graph in graphs for tensor in _tensors(graph))):
+        try:
+            info = ExternalDataInfo(tensor)
+        except ValueError as error:
+            raise ArtefactError(f"Weight `{tensor.name}` of `{model}` has no place: {error}") from None
         file = model.parent / info.location
         if Path(info.location).name != info.location:
             raise ArtefactError(f"Weight `{tensor.name}` of `{model}` lies outside its folder, in `{info.location}`")
@@ -30,3 +35,13 @@ def check_external_data(model: Path) -> None:
         end = (info.offset or 0) + (info.length or 0)
         if end > file.stat().st_size:
             raise ArtefactError(f"Weight `{tensor.name}` of `{model}` ends at byte {end}, behind the end of `{file}`")
+
+
+def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph: initializers, and those in the attributes of nodes, graphs below included."""
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for below in (attribute.g, *attribute.graphs):
+            yield from _tensors(below)

@@ -47,14 +47,21 @@ def put_in_place(new: Path, target: Path, keep_as: Path | None = None) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Two folders trade places; `one` need not exist."""
-    aside = _beside(one, "part")
-    _remove(aside)
+    """Two folders trade places; `one` need not exist. What a killed exchange left is put right by `end_exchange`."""
+    end_exchange(one, other)
+    aside = _beside(one, "exchange")
     if one.exists():
         os.rename(one, aside)
     os.rename(other, one)
     if aside.exists():
         os.rename(aside, other)
+
+
+def end_exchange(one: Path, other: Path) -> None:
+    """Where `exchange` was killed between two renames: undoes the first one, or does the last one."""
+    aside = _beside(one, "exchange")
+    if aside.exists():
+        os.rename(aside, other if one.exists() else one)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -43,6 +43,8 @@ def write_checkpoint(
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.dtype = dtype
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # these weights are what it stood for
     config.save_pretrained(folder)
     for name in TOKENIZER_FILES:
         if (base / name).is_file():

@@ -4,10 +4,9 @@ Each step first asks whether its result is there already, made from the same thi
 the modules it calls.
 """
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import torch
 
 from preference_core.errors import ArtefactError
 from preference_core.lengths import read_buckets, write_buckets
-from preference_core.manifest import Manifest, fingerprint, read_manifest, sha256_of, verify, write_manifest
+from preference_core.manifest import Manifest, read_manifest, verify, write_manifest
 from preference_core.settings import Config, Member
 from preference_core.structure import plain
 from preference_core.tokenisation import settings_of_checkpoint, write_tokenisation
-from preference_export import __version__
-from preference_export.adapter import read_adapter
+from preference_export.adapter import check_named_base, read_adapter
 from preference_export.architecture import Architecture, architecture_of, hugging_face_config
 from preference_export.calibration import ranges_of
 from preference_export.checkpoint import TensorFiles
@@ -44,9 +42,9 @@ from preference_export.quantise import quantised_gemms
 from preference_export.reference import Reference
 from preference_export.rounding import open_base
 from preference_export.source import Source, input_hashes, roles_of
+from preference_export.versions import versions
 
 KIND = "member"
-PACKAGES = ("onnx-ir", "onnxscript", "peft", "safetensors", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,23 @@ def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
     modules = linear_modules(model)
     base = open_base(source.base.folder, published, member.base_rounding, modules)
     adapters = [read_adapter(adapter.folder, modules) for adapter in source.adapters]
+    for adapter in adapters:
+        check_named_base(adapter, member)
+    if not adapters:
+        _check_label_order(member, published, config.labels)
     weights = MergedWeights(base, adapters, checkpoint_shapes(model))
     specs = written_specs(parameter_specs(model), recipe, quantised_gemms(modules, recipe))
     return OpenedMember(architecture, weights, specs, len(config.labels), recipe)
+
+
+def _check_label_order(member: Member, published: Any, labels: Sequence[str]) -> None:
+    """Refuses a base whose own head has the configured labels in another order: every score would be of another one."""
+    named = [published.id2label[index] for index in sorted(published.id2label or {})]
+    if sorted(named) == sorted(labels) and named != list(labels):
+        raise ArtefactError(
+            f"The head of `{member.base}` has the labels {', '.join(named)}, the configuration has {', '.join(labels)}",
+            hint=f"Write `labels = {json.dumps(named)}`.",
+        )
 
 
 def settings_of(config: Config, member: Member) -> dict[str, Any]:
@@ -97,11 +109,6 @@ def settings_of(config: Config, member: Member) -> dict[str, Any]:
     keys = ("template", "max_tokens", "truncation", "base_rounding")
     values = {key: plain(getattr(member, key)) for key in keys}
     return {"labels": list(config.labels), "recipe": recipe_of(member).described, **values}
-
-
-def versions() -> dict[str, str]:
-    """Versions of whatever takes part in making the bytes; this package's own includes a hash of its source."""
-    return {"preference-export": f"{__version__}+{_source_hash()}", **{name: version(name) for name in PACKAGES}}
 
 
 def export_member(
@@ -185,9 +192,3 @@ def _origins(source: Source) -> dict[str, Any]:
         for role, checkpoint in roles_of(source).items()
         if checkpoint.commit is not None
     }
-
-
-@cache
-def _source_hash() -> str:
-    modules = sorted(Path(__file__).parent.glob("*.py"))
-    return fingerprint({module.name: sha256_of(module) for module in modules})[:12]

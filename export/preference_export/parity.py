@@ -14,7 +14,7 @@ import onnxruntime
 
 from preference_core import tensors
 from preference_core.combination import softmax
-from preference_core.errors import ArtefactError, ParityError
+from preference_core.errors import ArtefactError, ParityError, SystemFailure
 from preference_core.metrics import log_loss
 from preference_core.settings import ParityLimits, Precision
 
@@ -50,6 +50,8 @@ DEFAULT_LIMITS: dict[Precision, ParityLimits] = {
         max_log_loss_change=1e-2,
     ),
 }
+#: In a parity record: sentences on what does not reproduce the original model.
+BROKEN = "broken"
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 #: Sequences packed together. Attention memory grows with the longest of them, squared, times this.
@@ -74,7 +76,7 @@ class Parity:
     mean_logit_difference: float
     max_probability_difference: float
     decision_flips: int
-    log_loss_change: float | None
+    log_loss_change: float | None = None
 
 
 class OnnxClassifier:
@@ -89,6 +91,10 @@ class OnnxClassifier:
             self.session = onnxruntime.InferenceSession(path, options, providers=[provider])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise ArtefactError(f"ONNX Runtime cannot load `{path}`: {error}") from None
+        if provider not in self.session.get_providers():  # it would run on the CPU instead, and only log that
+            raise SystemFailure(
+                f"ONNX Runtime cannot use {provider} here", hint="Check the driver, and the CUDA libraries it needs."
+            )
 
     def logits(self, sequences: Sequence[TokenIds]) -> Logits:
         """Logits of sequences packed into one call."""
@@ -113,12 +119,14 @@ def measure(
     sequences: Sequence[TokenIds],
     targets: Sequence[int] | None = None,
     packed: int = PACKED_SEQUENCES,
+    alone: Logits | None = None,
 ) -> Parity:
     """Compares `artefact` with the original's logits `[sequences, labels]`.
 
-    Each sequence is asked alone, and packed with others in both orders. Packs mix short and long sequences.
+    Each sequence is asked alone (`alone`, where that was done before), and packed with others in both orders. Packs mix
+    short and long sequences.
     """
-    alone = np.concatenate([artefact.logits([ids]) for ids in sequences])
+    alone = logits_alone(artefact, sequences) if alone is None else alone
     results = [alone]
     for reverse in (False, True):
         together = np.empty_like(alone)
@@ -126,7 +134,7 @@ def measure(
             chosen = pack[::-1] if reverse else pack
             together[chosen] = artefact.logits([sequences[index] for index in chosen])
         results.append(together)
-    return _worst([compare(result, reference, targets) for result in results])
+    return worst([compare(result, reference, targets) for result in results])
 
 
 def compare(logits: Logits, reference: Logits, targets: Sequence[int] | None = None) -> Parity:
@@ -176,7 +184,13 @@ def packs(sequences: Sequence[TokenIds], size: int = PACKED_SEQUENCES) -> list[l
     return [ordered[start::count] for start in range(count)]
 
 
-def _worst(parities: Sequence[Parity]) -> Parity:
+def logits_alone(artefact: Classifier, sequences: Sequence[TokenIds]) -> Logits:
+    """Logits `[sequences, labels]`, each sequence asked alone."""
+    return np.concatenate([artefact.logits([ids]) for ids in sequences])
+
+
+def worst(parities: Sequence[Parity]) -> Parity:
+    """The largest of each difference."""
     changes = [parity.log_loss_change for parity in parities if parity.log_loss_change is not None]
     return Parity(
         sequences=parities[0].sequences,

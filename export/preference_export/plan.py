@@ -25,8 +25,9 @@ from preference_export.quantise import quantised_gemms
 
 #: Resident memory of an export before any weight is read: libraries, and the graph of a model of some forty layers.
 IDLE_BYTES = 1024**3
-#: A merge holds the float32 weight, its change, their sum and the rounded result.
-BYTES_PER_MERGED_WEIGHT = 14
+#: What merging the largest layer holds per weight of it, as measured on full-size models (docs/performance.md):
+#: float32 weight, change and sum, the rounded result, and what is hashed and written meanwhile.
+BYTES_PER_MERGED_WEIGHT = 32
 STORED_BYTES = 2
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
@@ -134,7 +135,8 @@ def _base(member: Member) -> tuple[Any, str, int]:
             f"`base` of `{member.name}` is `{member.base}`, which is not on this machine and not among the known bases",
             hint=f"Fetch its config.json: `hf download {member.base} config.json --revision {member.revision}`.",
         )
-    return known.config(), "the published shapes; it is not on this machine", STORED_BYTES * known.parameters
+    origin = "the published shapes, stored in 16 bits; it is not on this machine"
+    return known.config(), origin, STORED_BYTES * known.parameters
 
 
 def _stored_bytes(folder: Path) -> int:

@@ -22,6 +22,9 @@ from preference_core.errors import SystemFailure
 from preference_export.architecture import hugging_face_config
 from preference_export.checkpoint import TensorFiles
 
+#: GPU memory left free beside the weights: activations, and the artefact that is compared.
+ROOM_BYTES = 4 * 1024**3
+
 
 class Reference:
     """The original classifier, asked one sequence at a time, without padding."""
@@ -39,15 +42,27 @@ class Reference:
             else:
                 self.model = next(models, None) or _base(base, False, labels, stored)
             self.model.eval()
+        self.device = _device_for(self.model)
+        self.model.to(self.device)
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.float32]:
         """Logits `[sequences, labels]` of token ids, each sequence computed alone."""
         try:
-            rows = [self.model(torch.from_numpy(ids).long()[None]).logits[0].numpy() for ids in sequences]
+            inputs = (torch.from_numpy(ids).long()[None].to(self.device) for ids in sequences)
+            rows = [self.model(ids).logits[0].cpu().numpy() for ids in inputs]
         except RuntimeError as error:
             raise SystemFailure(f"The reference model failed: {error}") from None
         return np.stack(rows)
+
+
+def _device_for(model: nn.Module) -> str:
+    """The GPU in use where the model fits there with room to work in, else the CPU. TF32 stays off, as torch has it."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    free, _ = torch.cuda.mem_get_info()
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return "cuda" if needed + ROOM_BYTES < free else "cpu"
 
 
 def _base(base: Path, headless: bool, labels: int, stored: TensorFiles | None) -> Any:

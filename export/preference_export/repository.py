@@ -9,21 +9,23 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from preference_core import tensors
 from preference_core.encoders import ENCODER_FILES
 from preference_core.errors import ArtefactError
 from preference_core.manifest import Manifest, fingerprint, read_manifest, sha256_of, verify, write_manifest
-from preference_core.settings import Config, combination_of
-from preference_core.structure import plain
+from preference_core.settings import Config, Member, combination_of
+from preference_core.structure import plain, structure
 from preference_core.triton_model import UNCHECKED
 from preference_export.engine import PLAN_FILE
 from preference_export.engines import built_engine, engine_folder
-from preference_export.folders import exchange, link_or_copy, replaced
+from preference_export.folders import end_exchange, exchange, link_or_copy, replaced
 from preference_export.member import exported_member, folder_of
 from preference_export.onnx_export import DATA_FILE, MODEL_FILE
+from preference_export.parity import BROKEN, Parity, exceeded, limits_of
 from preference_export.triton_config import model_configs, text_of
 
 KIND = "repository"
@@ -63,19 +65,33 @@ def previous_of(config: Config) -> Path:
     return config.repository.with_name(f"{config.repository.name}.previous")
 
 
-def assemble(config: Config, programs: Path, *, allow_unchecked: bool = False) -> Assembled:
+def assemble(
+    config: Config,
+    programs: Path,
+    *,
+    allow_unchecked: bool = False,
+    inputs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Assembled:
     """Builds `config.repository` from checked members; leaves it alone when its content would be the same.
 
     `programs` is the project's `model_repository/`. Raises `ArtefactError` for members that are not checked, unless
-    `allow_unchecked`: then the manifest names them, and the server's log will.
+    `allow_unchecked`: then the manifest names them, and the server's log will. What did not pass, or would not pass
+    today's limits, is always refused; so is a member that was exported from other files than `inputs` (hashes by member
+    and role), where these are given.
     """
+    end_exchange(config.repository, previous_of(config))
     manifests = {member.name: exported_member(config, member) for member in config.members}
     engines = {member.name: built_engine(config, member) for member in config.members if member.engine == "tensorrt"}
+    for member in config.members:
+        exported, engine = manifests[member.name], engines.get(member.name)
+        _check_inputs(member, exported, (inputs or {}).get(member.name))
+        for manifest in (exported, engine) if engine else (exported,):
+            _check_record(member, manifest.parity)
     parity = {name: (engines.get(name) or manifest).parity for name, manifest in manifests.items()}
     unchecked = [name for name, record in parity.items() if not record]
     if unchecked and not allow_unchecked:
         raise ArtefactError(
-            f"What would be served of `{unchecked[0]}` was not compared with the original model, or did not pass",
+            f"What would be served of `{unchecked[0]}` was not compared with the original model",
             hint="Run `preference-export check` where it runs (an engine: on its GPU), or give `--unchecked`.",
         )
     parts = _sources(config, programs) | _artefacts(config, manifests, engines)
@@ -109,9 +125,33 @@ def assemble(config: Config, programs: Path, *, allow_unchecked: bool = False) -
     return Assembled(version, changed=True)
 
 
+def _check_inputs(member: Member, exported: Manifest, inputs: Mapping[str, Any] | None) -> None:
+    if inputs is not None and exported.made_from.get("inputs") != inputs:
+        raise ArtefactError(
+            f"`{member.name}` was exported from other files than `base` and `adapter` hold now",
+            hint="Run `preference-export all` with this configuration.",
+        )
+
+
+def _check_record(member: Member, record: Mapping[str, Any]) -> None:
+    """Refuses what a comparison found broken, and what was measured to be above the limits as they are now."""
+    if not record:
+        return
+    broken = record.get(BROKEN)
+    if broken is None:
+        measured = {field.name: record[field.name] for field in fields(Parity) if field.name in record}
+        broken = exceeded(structure(Parity, measured), limits_of(member.precision, member.parity))
+    if broken:
+        raise ArtefactError(
+            f"Member `{member.name}` does not reproduce the original model: {'; '.join(broken)}",
+            hint="Use a wider `precision`, or set `parity` limits you accept; then run `preference-export all`.",
+        )
+
+
 def roll_back(config: Config) -> int:
     """Exchanges the repository with the one before it; returns the version now in place."""
     previous = previous_of(config)
+    end_exchange(config.repository, previous)
     if not previous.is_dir():
         raise ArtefactError(f"`{previous}` does not exist: there is nothing to go back to")
     manifest = verify(previous)

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from preference_core.lengths import LENGTHS_FILE
 from preference_core.manifest import sha256_of
@@ -31,6 +32,11 @@ def source_of(member: Member) -> Source:
     base = locate(member.base, member.revision)
     adapters = (locate(location, member.adapter_revision, "adapter") for location in member.adapters)
     return Source(base, tuple(adapters))
+
+
+def is_here(member: Member) -> bool:
+    """Whether base and adapters are folders of this machine."""
+    return all(Path(location).is_dir() for location in (member.base, *member.adapters))
 
 
 def roles_of(source: Source) -> dict[str, Checkpoint]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from preference_core.errors import ArtefactError
+from preference_core.errors import ArtefactError, ParityError
 from preference_core.manifest import read_manifest, verify
 from preference_core.settings import Build
 from preference_export.engine import build_engine, check_operators, profiles_of
@@ -13,6 +13,7 @@ from preference_export.onnx_export import MODEL_FILE
 from preference_export.operators import refusals
 from preference_export.precision import Recipe
 from preference_export.triton_config import message_of
+from preference_export.versions import versions
 
 QUICK = "\nbuild = { workspace_mebibytes = 256, optimisation_level = 0 }"
 
@@ -25,10 +26,31 @@ def model_of(*nodes, inputs=(("x", TensorProto.FLOAT),), initializers=()):
 
 def test_profiles_follow_the_token_limits():
     latency, throughput = profiles_of(max_tokens=2048, max_batch_size=16)
-    assert latency.lengths == {"input_ids": (1, 2048, 8192), "cu_seqlens": (2, 2, 5), "max_seqlen": (1, 2048, 2048)}
+    assert latency.lengths == {"input_ids": (1, 2048, 8192), "cu_seqlens": (2, 2, 17), "max_seqlen": (1, 2048, 2048)}
     assert throughput.lengths["input_ids"] == (1, 16 * 1024, 16 * 2048)
     assert throughput.lengths["cu_seqlens"] == (2, 17, 17)
     assert [profile.name for profile in profiles_of(512, 2)] == ["latency"]
+
+
+def chosen_by_triton(profiles, tokens):
+    """The profile of Triton's tensorrt backend: only the requests' own input counts, `cu_seqlens` does not."""
+    admitting = [p for p in profiles if p.lengths["input_ids"][0] <= tokens <= p.lengths["input_ids"][2]]
+    return min(admitting, key=lambda profile: abs(profile.lengths["input_ids"][1] - tokens))
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "max_batch_size"), [(2048, 16), (512, 16), (192, 64), (48, 8), (512, 2), (16, 1)]
+)
+def test_every_batch_fits_the_profile_that_triton_chooses_by_its_tokens(max_tokens, max_batch_size):
+    profiles = profiles_of(max_tokens, max_batch_size)
+    for battles in range(1, max_batch_size + 1):
+        for longest in {1, 7, 16, max_tokens // 3, max_tokens // 2, max_tokens - 1, max_tokens}:
+            for lengths in ([longest] * battles, [longest] + [1] * (battles - 1)):
+                profile = chosen_by_triton(profiles, sum(lengths))
+                shapes = {"input_ids": sum(lengths), "cu_seqlens": battles + 1, "max_seqlen": max(lengths)}
+                for name, size in shapes.items():
+                    least, _, most = profile.lengths[name]
+                    assert least <= size <= most, (profile.name, name, lengths)
 
 
 def test_what_tensorrt_would_refuse_is_listed_whole():
@@ -75,7 +97,7 @@ def test_an_unchecked_engine_is_served_only_on_request_and_the_manifest_says_so(
         project.run("all")
     folder = project.folder / "build" / "tiny" / "engines" / "gemma"
     engine = verify(folder)
-    assert engine.versions == {"tensorrt": tensorrt.__version__}
+    assert engine.versions == {"tensorrt": tensorrt.__version__, **versions()}
     assert engine.details["gpu_architecture"] == "none"
     assert [profile["name"] for profile in engine.details["profiles"]] == ["latency", "throughput"]
     assert (folder.parent / "timing.cache").exists()
@@ -88,6 +110,18 @@ def test_an_unchecked_engine_is_served_only_on_request_and_the_manifest_says_so(
     assert {path.name for path in (repository / "gemma" / version).iterdir()} == {"model.plan"}
     group = message_of((repository / "gemma" / "config.pbtxt").read_text()).instance_group[0]
     assert list(group.profile) == ["0", "1"]
+
+
+def test_an_engine_whose_graph_did_not_pass_is_refused_unchecked_or_not(project):
+    pytest.importorskip("tensorrt")
+    if torch.cuda.is_available():
+        pytest.skip("a machine with a GPU checks its engines")
+    limit = "\nparity = { max_logit_difference = 0.0 }"
+    project.edit("max_tokens = 48", 'max_tokens = 48\nengine = "tensorrt"' + QUICK + limit)
+    with pytest.raises(ParityError):
+        project.run("all", "--unchecked")
+    with pytest.raises(ArtefactError, match="`gemma` does not reproduce the original model"):
+        project.run("repository", "--unchecked")
 
 
 def test_an_engine_of_another_graph_is_refused(project):

@@ -57,6 +57,27 @@ def test_weights_behind_the_end_of_their_file_are_refused(member):
         check_external_data(member / "model.onnx")
 
 
+def test_weights_outside_the_folder_are_found_in_constants_and_graphs_below(tmp_path):
+    tensor = onnx.TensorProto(name="hidden", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    constant = onnx.helper.make_node("Constant", [], ["y"], value=tensor)
+    below = onnx.helper.make_graph([constant], "below", [], [output])
+    branch = onnx.helper.make_node("If", ["c"], ["y"], then_branch=below, else_branch=below)
+    for number, node in enumerate((constant, branch)):
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [output])).SerializeToString())
+        with pytest.raises(ArtefactError, match=r"`hidden` of .* lies outside its folder, in `\.\./secret`"):
+            check_external_data(path)
+
+
+def test_a_weight_at_no_possible_place_is_refused(member):
+    point(member / "model.onnx", offset=-1)
+    with pytest.raises(ArtefactError, match="has no place"):
+        check_external_data(member / "model.onnx")
+
+
 def test_what_is_no_onnx_file_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"\xff\xff not a graph")
     with pytest.raises(ArtefactError, match="is not an ONNX file"):

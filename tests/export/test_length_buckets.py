@@ -59,7 +59,7 @@ def test_the_same_buckets_give_the_same_bytes(tmp_path):
 def test_an_ensemble_of_a_classifier_and_length_buckets_is_checked_and_assembled(mixed):
     results = {(result["stage"], result["name"]): result for result in mixed.run("all")["results"]}
     assert results["check", "length"]["max_logit_difference"] == 0
-    assert results["check", "length"]["sequences"] == 5
+    assert results["check", "length"]["sequences"] == 10
     repository = mixed.config.repository
     verify(repository)
     names = {path.relative_to(repository).as_posix() for path in files_below(repository)}

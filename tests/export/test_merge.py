@@ -1,5 +1,7 @@
 """Streamed weights are those of PEFT's `merge_and_unload`, bit for bit."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -24,6 +26,7 @@ VARIANTS = {
     "some layers": {"target_modules": ["k_proj", "o_proj"], "layers_to_transform": [1]},
     "trained embedding": {"modules_to_save": ["embed_tokens"]},
     "gaussian start": {"init_lora_weights": "gaussian", "lora_dropout": 0.05},
+    "orthogonal start": {"init_lora_weights": "orthogonal"},
 }
 
 
@@ -51,6 +54,17 @@ def make_headed(base, adapter):
 def test_every_kind_of_adapter_merges_as_in_peft(make, tmp_path, variant):
     base = make.base(tmp_path / "base", "qwen2")
     adapter = make.adapter(tmp_path / "adapter", base, **VARIANTS[variant])
+    assert_equal_to_peft(make, base, adapter)
+
+
+def test_the_head_of_a_classifier_counts_though_the_adapters_settings_do_not_name_it(make, tmp_path):
+    """As early versions of PEFT saved adapters; later ones add it when they load them."""
+    base = make.base(tmp_path / "base", "llama")
+    adapter = make.adapter(tmp_path / "adapter", base)
+    settings = adapter / "adapter_config.json"
+    table = json.loads(settings.read_text())
+    assert table["modules_to_save"] == ["classifier", "score"]
+    settings.write_text(json.dumps({**table, "modules_to_save": None}))
     assert_equal_to_peft(make, base, adapter)
 
 

@@ -1,5 +1,8 @@
 """The gate measures what it says, and lets nothing through that is not the original model."""
 
+import csv
+import warnings
+
 import numpy as np
 import onnx
 import pyarrow
@@ -9,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from preference_core.errors import ArtefactError, ConfigError, ParityError
+from preference_core.encoders import encoder_from_folder
+from preference_core.errors import ArtefactError, ConfigError, ParityError, SystemFailure
 from preference_core.manifest import read_manifest, write_manifest
 from preference_core.settings import ParityLimits
 from preference_export.onnx_export import DATA_FILE
-from preference_export.parity import compare, exceeded, limits_of, measure
+from preference_export.parity import CUDA_PROVIDER, OnnxClassifier, compare, exceeded, limits_of, measure
 from preference_export.reference import Reference, quiet_loading
 from preference_export.sample import read_sample
 
@@ -112,9 +116,60 @@ def test_a_changed_weight_fails_the_check_and_never_reaches_the_repository(proje
     write_manifest(folder, "member", made_from=manifest.made_from, versions=manifest.versions, parity=manifest.parity)
     with pytest.raises(ParityError, match=r"`gemma` does not reproduce the original model: max_logit_difference is"):
         project.run("check")
-    assert read_manifest(folder).parity == {}
-    with pytest.raises(ArtefactError, match="or did not pass"):
+    assert "max_logit_difference is" in read_manifest(folder).parity["broken"][0]
+    for options in ([], ["--unchecked"]):
+        with pytest.raises(ArtefactError, match="`gemma` does not reproduce the original model: max_logit_difference"):
+            project.run("repository", *options)
+
+
+def test_limits_that_were_tightened_since_the_check_count(project):
+    project.edit("max_tokens = 48", "max_tokens = 48\nparity = { max_logit_difference = 1e-12 }")
+    with pytest.raises(ArtefactError, match="`gemma` does not reproduce the original model: max_logit_difference is"):
         project.run("repository")
+
+
+def test_a_repository_is_not_made_from_checkpoints_that_have_changed_since(project):
+    path = project.folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.score.weight"] *= 2
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ArtefactError, match="`gemma` was exported from other files than `base` and `adapter` hold now"):
+        project.run("repository")
+
+
+def test_an_artefact_that_fails_for_exchanged_responses_only_does_not_pass(project, monkeypatch):
+    """The sample holds each battle once; a server is asked for both orders."""
+    known = set()
+
+    class FailsForTheUnknown(OnnxClassifier):
+        def logits(self, sequences):
+            rows = super().logits(sequences)
+            rows[[ids.tobytes() not in known for ids in sequences]] = np.nan
+            return rows
+
+    encoder = encoder_from_folder(project.folder / "build" / "tiny" / "members" / "gemma")
+    sample = read_sample(project.folder / "battles.csv", project.config.labels)
+    known.update(tokens.ids.tobytes() for tokens in encoder.encode_batch(sample.battles))
+    monkeypatch.setattr("preference_export.check.OnnxClassifier", FailsForTheUnknown)
+    with pytest.raises(ParityError, match="max_logit_difference is inf"):
+        project.run("check")
+
+
+def test_a_limit_that_cannot_be_judged_is_an_error(project):
+    project.edit("max_tokens = 48", "max_tokens = 48\nparity = { max_log_loss_change = 0.1 }")
+    path = project.folder / "battles.csv"
+    rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(row[:4] for row in rows)
+    with pytest.raises(ConfigError, match="`parity.max_log_loss_change` of `gemma` needs labels".replace(".", r"\.")):
+        project.run("check")
+
+
+def test_a_provider_that_onnx_runtime_does_not_use_is_an_error(project):
+    path = project.folder / "build" / "tiny" / "members" / "gemma" / "model.onnx"
+    warnings.simplefilter("ignore")  # that it is not among those compiled in; pytest restores the filters
+    with pytest.raises(SystemFailure, match="cannot use CUDAExecutionProvider here"):
+        OnnxClassifier(path, 1, CUDA_PROVIDER)
 
 
 def test_limits_of_the_configuration_decide(project):

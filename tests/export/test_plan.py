@@ -75,7 +75,8 @@ def test_a_dry_run_prints_the_plan_of_every_member(path):
         assert f"{member.name}: {member.base}" in result.stdout
         wanted = f"adapter {member.adapter}" if member in classifiers else f"buckets {member.base}"
         assert f"missing      {wanted}" in result.stdout
-    assert result.stdout.count("latency: up to 4 sequences, ") == len(classifiers)
+    most = f"latency: up to {config.serving.max_batch_size} sequences, "
+    assert result.stdout.count(most) == len(classifiers)
     assert not list(Path.cwd().iterdir())
 
 
@@ -86,7 +87,8 @@ def test_the_plan_of_gemma_2_9b_has_the_published_numbers():
     assert plan.parameters == 9_241_705_984 + score + frequencies
     assert plan.bytes_in == 2 * 9_241_705_984
     assert 18.4e9 < plan.bytes_out < 18.6e9
-    assert plan.export_memory_bytes < 4 * 1024**3
+    # 2.28 GiB were measured (docs/performance.md).
+    assert 2.3 * 1024**3 < plan.export_memory_bytes < 4 * 1024**3
     assert plan.profiles == profiles_of(2048, 16)
 
 

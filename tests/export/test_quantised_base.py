@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from preference_core.errors import UserError
 from preference_export.checkpoint import CheckpointError
+from preference_export.hf_checkpoint import write_checkpoint
 from preference_export.quantised_base import QuantisedFiles, dequantised_8bit
 from preference_export.rounding import ROUNDINGS, RoundedFiles
 
@@ -129,6 +131,9 @@ def test_adapters_merge_into_the_dequantised_base_as_in_peft(make, tmp_path, qua
     save_file(plain, base / "model.safetensors", metadata={"format": "pt"})
     weights, expected = make.weights(quantised, adapter), make.merged_by_peft(base, adapter)
     assert all(torch.equal(weights.tensor(name), expected[name]) for name in weights.shapes)
+    write_checkpoint(tmp_path / "merged", quantised, weights, ("a", "b", "tie"), torch.float32)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert torch.equal(loaded.score.weight, expected["score.weight"])
 
 
 @pytest.mark.parametrize("rounding", ["nf4", "int8"])

@@ -1,17 +1,20 @@
 """What cannot be exported exactly is refused, by name, before any weights are read."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import TaskType
 from safetensors.torch import load_file, save_file
 
-from preference_core.errors import UserError
-from preference_export.adapter import AdapterError
+from preference_core.errors import ArtefactError, UserError
+from preference_core.settings import Member
+from preference_export.adapter import AdapterError, check_named_base, read_adapter
 from preference_export.architecture import ArchitectureError, architecture_of, hugging_face_config
 from preference_export.checkpoint import CheckpointError, TensorFiles, locate
 from preference_export.merge import HeadError
+from preference_export.onnx_export import classifier_without_data, linear_modules
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,10 @@ def base(make, tmp_path_factory):
 @pytest.fixture
 def adapter(make, base, tmp_path):
     return make.adapter(tmp_path / "adapter", base)
+
+
+def linear_modules_of(base):
+    return linear_modules(classifier_without_data(architecture_of(hugging_face_config(base)), 3))
 
 
 def change_tensors(folder, change):
@@ -66,9 +73,12 @@ def test_a_shard_outside_its_folder(tmp_path):
 
 
 def test_a_hub_id_without_a_revision():
-    with pytest.raises(CheckpointError, match="without a `revision`") as caught:
+    with pytest.raises(CheckpointError, match="no such folder, and a hub id needs a `revision`") as caught:
         locate("google/gemma-2-9b-it", None)
     assert "revision = " in caught.value.hint
+    with pytest.raises(CheckpointError, match="no such folder, and a hub id needs a `adapter_revision`") as caught:
+        locate("checkpoints/gemma-lora", None, "adapter")
+    assert "preference-train fit" in caught.value.hint
 
 
 def test_a_revision_for_a_folder(base):
@@ -90,6 +100,31 @@ def test_an_adapter_without_its_head(make, base, adapter):
     change_tensors(adapter, lambda tensors: tensors.pop("base_model.model.score.weight"))
     with pytest.raises(AdapterError, match=r"has no classification head: no tensor `score\.weight`"):
         make.weights(base, adapter)
+
+
+def test_an_adapter_that_names_another_base_on_the_hub(make, base, adapter):
+    change_settings(adapter, base_model_name_or_path="meta-llama/Meta-Llama-3-8B")
+    read = read_adapter(adapter, linear_modules_of(base))
+    member = Member(name="llama", base="meta-llama/Meta-Llama-3-8B-Instruct", template="llama", max_tokens=64)
+    with pytest.raises(
+        AdapterError, match="was trained on `meta-llama/Meta-Llama-3-8B`; the base of `llama`"
+    ) as caught:
+        check_named_base(read, member)
+    assert 'adapter_base = "meta-llama/Meta-Llama-3-8B"' in caught.value.hint
+    check_named_base(read, replace(member, adapter_base="meta-llama/Meta-Llama-3-8B"))
+    check_named_base(read, replace(member, base="Meta-Llama/meta-llama-3-8b"))
+    check_named_base(read, replace(member, base="a/folder/of/this/machine"))
+
+
+def test_a_head_whose_labels_are_in_another_order(project):
+    settings = project.folder / "base" / "config.json"
+    table = json.loads(settings.read_text())
+    table["id2label"] = {"0": "winner_tie", "1": "winner_model_a", "2": "winner_model_b"}
+    settings.write_text(json.dumps(table))
+    project.edit('adapter = "adapter"\n', "")
+    with pytest.raises(ArtefactError, match="has the labels winner_tie, winner_model_a, winner_model_b, the") as caught:
+        project.run("onnx")
+    assert '"winner_tie", "winner_model_a", "winner_model_b"' in caught.value.hint
 
 
 def test_an_adapter_for_another_task(make, base, tmp_path):
