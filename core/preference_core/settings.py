@@ -119,7 +119,6 @@ class Member:
 
     name: str
     base: str
-    kind: Kind = "classifier"
     template: str = ""
     max_tokens: int = 0
     adapter: str | tuple[str, ...] | None = None
@@ -137,6 +136,7 @@ class Member:
     build: Build = field(default_factory=Build)
     parity: ParityLimits = field(default_factory=ParityLimits)
     training: Mapping[str, Any] = field(default_factory=dict)
+    kind: Kind = "classifier"
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in RESERVED_MODEL_NAMES:

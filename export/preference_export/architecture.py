@@ -25,6 +25,10 @@ class ArchitectureError(UserError):
     """The checkpoint's architecture, or a feature of it, is not supported."""
 
 
+#: Elements of one tensor of TensorRT (NVIDIA/TensorRT issues 1948 and 4408).
+MOST_ELEMENTS = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A decoder with grouped-query attention, rotary positions, RMSNorm and a gated MLP.
@@ -60,6 +64,21 @@ class Architecture:
             raise ArchitectureError(
                 f"`max_tokens` is {max_tokens}, the checkpoint's sliding attention window is {self.sliding_window}",
                 hint="The packed decoder drops the window, which is exact only up to its length: lower `max_tokens`.",
+            )
+
+    def scores(self, sequences: int, max_tokens: int) -> int:
+        """Attention scores of one layer for `sequences` of at most `max_tokens` tokens: the largest tensor there is."""
+        return sequences * self.heads * max_tokens**2
+
+    def check_scores(self, sequences: int, max_tokens: int) -> None:
+        """Raises where TensorRT could not hold the scores: tensors of 2**31 elements fail to build or to run."""
+        scores = self.scores(sequences, max_tokens)
+        if scores > MOST_ELEMENTS:
+            fitting = MOST_ELEMENTS // self.scores(1, max_tokens)
+            raise ArchitectureError(
+                f"A batch of {sequences} times {max_tokens} tokens has {scores:,} attention scores per layer; "
+                f"a tensor of TensorRT holds {MOST_ELEMENTS:,}",
+                hint=f"Set `serving.max_batch_size` to {fitting} or less, or lower `max_tokens`.",
             )
 
 

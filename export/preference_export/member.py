@@ -78,6 +78,8 @@ def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
     published = hugging_face_config(source.base.folder)
     architecture = architecture_of(published)
     architecture.check_length(member.max_tokens)
+    if member.engine == "tensorrt":
+        architecture.check_scores(config.serving.max_batch_size, member.max_tokens)
     recipe = recipe_of(member)
     model = classifier_without_data(architecture, len(config.labels))
     modules = linear_modules(model)

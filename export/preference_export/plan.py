@@ -29,6 +29,7 @@ IDLE_BYTES = 1024**3
 #: float32 weight, change and sum, the rounded result, and what is hashed and written meanwhile.
 BYTES_PER_MERGED_WEIGHT = 32
 STORED_BYTES = 2
+SCORE_BYTES = 4
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
@@ -37,7 +38,8 @@ class MemberPlan:
     """What exporting one member takes. `shapes_from` says what the numbers rest on.
 
     `bytes_in` are those of the base; `export_memory_bytes` is the expected peak of the export itself, and
-    `check_memory_bytes` what the original model takes that the result is compared with.
+    `check_memory_bytes` what the original model takes that the result is compared with. `scores_bytes` are those of one
+    layer's attention scores for a full batch: what serving needs most beside the weights.
     """
 
     member: str
@@ -54,6 +56,7 @@ class MemberPlan:
     export_memory_bytes: int
     check_memory_bytes: int
     missing: tuple[str, ...]
+    scores_bytes: int
     profiles: tuple[Profile, ...]
 
 
@@ -64,6 +67,9 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
     published, shapes_from, bytes_in = _base(member)
     architecture = architecture_of(published)
     architecture.check_length(member.max_tokens)
+    sequences = config.serving.max_batch_size
+    if member.engine == "tensorrt":
+        architecture.check_scores(sequences, member.max_tokens)
     model = classifier_without_data(architecture, len(config.labels))
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
     largest = max(module.weight.numel() for module in model.modules() if isinstance(module, Gemm))
@@ -85,7 +91,8 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
         export_memory_bytes=IDLE_BYTES + BYTES_PER_MERGED_WEIGHT * largest,
         check_memory_bytes=IDLE_BYTES + 4 * total,
         missing=tuple(f"adapter {location}" for location in member.adapters if _is_missing(member, location)),
-        profiles=profiles_of(member.max_tokens, config.serving.max_batch_size) if member.engine == "tensorrt" else (),
+        scores_bytes=SCORE_BYTES * architecture.scores(sequences, member.max_tokens),
+        profiles=profiles_of(member.max_tokens, sequences) if member.engine == "tensorrt" else (),
     )
 
 
@@ -109,6 +116,7 @@ def _length_plan(config: Config, member: Member) -> MemberPlan:
         export_memory_bytes=IDLE_BYTES,
         check_memory_bytes=IDLE_BYTES,
         missing=() if fitted else (f"buckets {member.base}",),
+        scores_bytes=0,
         profiles=(),
     )
 
@@ -158,6 +166,10 @@ def _lines(plan: MemberPlan) -> list[str]:
         line("bytes", f"{_size(plan.bytes_in)} in, {_size(plan.bytes_out)} out"),
         line("memory", f"{_size(plan.export_memory_bytes)} to export, {_size(plan.check_memory_bytes)} to compare"),
     ]
+    if plan.scores_bytes:
+        lines.append(
+            line("serving", f"{_size(plan.bytes_out)} of weights, {_size(plan.scores_bytes)} of scores in a layer")
+        )
     lines += [line("profile", _profile_text(profile)) for profile in plan.profiles]
     return lines + [line("missing", missing) for missing in plan.missing]
 

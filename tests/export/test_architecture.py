@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from preference_export.architecture import architecture_of, hugging_face_config
+from preference_export.architecture import ArchitectureError, architecture_of, hugging_face_config
 from preference_export.packed import INVERSE_FREQUENCIES, PackedClassifier
 
 LLAMA_3_1_ROPE = {
@@ -27,6 +27,14 @@ VARIATIONS = {
     "no soft-cap": ("gemma2", {"attn_logit_softcapping": None}),
     "four layers": ("qwen2", {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}),
 }
+
+
+def test_more_attention_scores_than_a_tensor_of_tensorrt_holds_are_refused_before_anything_is_built(make):
+    description = architecture_of(make.config("llama", num_attention_heads=32, num_key_value_heads=8, head_dim=8))
+    description.check_scores(15, 2048)
+    with pytest.raises(ArchitectureError, match="2,147,483,648 attention scores per layer") as caught:
+        description.check_scores(16, 2048)
+    assert "`serving.max_batch_size` to 15 or less" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("variation", VARIATIONS)
