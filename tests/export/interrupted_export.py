@@ -1,4 +1,6 @@
-"""Exports an ensemble in one folder undisturbed, and in another with SIGKILL at random moments; prints both times.
+"""Exports an ensemble in one folder undisturbed, and in another with KILLS times SIGKILL at random moments.
+
+Whatever a kill leaves is what the next run begins with; a run that ends before its moment has come is begun anew.
 
     python interrupted_export.py UNDISTURBED KILLED KILLS SEED
 
@@ -8,6 +10,7 @@ kills fall into the reading, writing, checking and assembling, and not into minu
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -58,11 +61,14 @@ def main() -> None:
     if run(undisturbed) != 0:
         raise SystemExit("The undisturbed export failed")
     duration_s = time.monotonic() - start
-    killed_runs = 0
-    for _ in range(int(sys.argv[3])):
-        moment = moments.uniform(0, duration_s)
-        killed_runs += run(killed, kill_after_s=moment) is None
-    sys.stdout.write(f"{killed_runs} runs were killed; an undisturbed one took {duration_s:.1f} s\n")
+    killed_runs = runs = 0
+    while killed_runs < int(sys.argv[3]):
+        runs += 1
+        if run(killed, kill_after_s=moments.uniform(0, duration_s)) is None:
+            killed_runs += 1
+        else:
+            shutil.rmtree(killed / "build")
+    sys.stdout.write(f"{killed_runs} of {runs} runs were killed; an undisturbed one took {duration_s:.1f} s\n")
     raise SystemExit(run(killed))
 
 
