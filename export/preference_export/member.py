@@ -42,6 +42,7 @@ from preference_export.quantise import quantised_gemms
 from preference_export.reference import Reference
 from preference_export.rounding import open_base
 from preference_export.source import Source, input_hashes, roles_of
+from preference_export.tokenizer_check import check_tokenizers
 from preference_export.versions import versions
 
 KIND = "member"
@@ -87,6 +88,7 @@ def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
     adapters = [read_adapter(adapter.folder, modules) for adapter in source.adapters]
     for adapter in adapters:
         check_named_base(adapter, member)
+    check_tokenizers(source)
     if not adapters:
         _check_label_order(member, published, config.labels)
     weights = MergedWeights(base, adapters, checkpoint_shapes(model))
