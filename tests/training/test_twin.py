@@ -117,7 +117,7 @@ def test_a_twin_keeps_what_a_recipe_is_about(binary):
     }
     assert member["max_tokens"] == 96
     recipe = member["training"]
-    assert (recipe["first_layer"], recipe["last_layer"], recipe["rank"], recipe["alpha"]) == (1, 3, 8, 16)
+    assert (recipe["first_layer"], recipe["last_layer"], recipe["rank"], recipe["alpha"]) == (1, 2, 8, 16)
     assert (recipe["label_smoothing"], recipe["best_metric"], recipe["early_stopping_patience"]) == (0.1, "accuracy", 3)
     assert table["combine"]["post_processing"]["threshold"] == 0.75
     assert table["training"]["tiny"]["gemma"]["heads"] == 2 * table["training"]["tiny"]["gemma"]["key_value_heads"]
