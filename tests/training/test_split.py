@@ -138,6 +138,19 @@ def test_parquet_with_a_winner_column_is_split_and_keeps_its_columns(tmp_path):
     assert dict(zip(data.ids, data.targets.tolist(), strict=True)).items() <= expected.items()
 
 
+def test_a_number_is_an_id_even_if_it_is_zero(tmp_path):
+    columns = {
+        "prompt": [f"is it {index}?" for index in range(30)],
+        "response_a": ["yes"] * 30,
+        "response_b": ["no"] * 30,
+    }
+    table = pyarrow.table({"id": range(30), **columns, "winner": ["model_a"] * 30})
+    pyarrow.parquet.write_table(table, tmp_path / "battles.parquet")
+    make_split(tmp_path, Split(str(tmp_path / "battles.parquet")), ("model_a", "model_b"))
+    ids = sorted(int(row["id"]) for rows in read_parts(tmp_path).values() for row in rows)
+    assert ids == list(range(30))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
