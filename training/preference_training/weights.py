@@ -55,7 +55,7 @@ class Candidate:
     @property
     def is_worth_it(self) -> bool:
         """Whether the gain is outside the noise: its whole interval is above 0."""
-        return self.gain.low > 0
+        return self.gain.low is not None and self.gain.low > 0
 
 
 @dataclass(frozen=True)
