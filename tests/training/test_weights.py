@@ -15,9 +15,7 @@ from preference_core.errors import ConfigError, UserError
 from preference_core.metrics import log_loss
 from preference_core.settings import LABELS_THREE_WAY, combination_of, load_config
 from preference_training.app import app
-from preference_training.combining import (
-    inverse_log_loss_weights,
-)
+from preference_training.combining import inverse_log_loss_weights
 from preference_training.weights import fit_weights, judged_rows
 
 CONFIG = """
