@@ -105,7 +105,7 @@ def test_the_twin_is_served_and_its_metrics_are_printed(twin):
     assert np.abs(twin.predicted.sum(axis=1) - 1).max() < 1e-6
     targets = [target_of_row(row, labels) for row in battles]
     assert f"{log_loss(twin.predicted, targets):.4f}" in twin.output
-    for shown in ("length buckets", "class prior", "Log loss below that of the class prior", "Responses exchanged"):
+    for shown in ("length buckets", "class prior", "Log loss below the class prior", "Responses exchanged"):
         assert shown in twin.output
     manifest = verify(twin.folder / "repository")
     assert set(manifest.parity) == {member.name for member in twin.config.members}

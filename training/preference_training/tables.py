@@ -25,7 +25,7 @@ def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
         "± half of the 95 % bootstrap interval (n/a: one battle has none); dropped: tokens that truncation cut"
     )
     yield scores
-    gains = _table("Log loss below that of the class prior, on the same battles", "by (95 % interval)")
+    gains = _table("Log loss below the class prior", "by (95 % interval)")
     for score in result.scores:
         if score.gain is not None:
             gains.add_row(score.name, bounds(score.gain), style=_style(score.name))
@@ -47,12 +47,12 @@ def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
 
 
 def _confusion(result: Evaluation) -> Table:
-    table = _table("The ensemble by right outcome (row) and most probable one (column): share of the row", "battles")
+    table = _table("Right outcome (row), most probable one (column)", "battles")
     for label in result.labels:
         table.add_column(outcome(label), justify="right")
     for label, counts, shares in zip(result.labels, result.confusion, result.confusion_shares, strict=True):
         table.add_row(outcome(label), f"{sum(counts):,}", *map(share, shares))
-    table.caption = "in brackets, the 95 % bootstrap interval"
+    table.caption = "share of the row and, in brackets, its 95 % interval"
     return table
 
 
