@@ -122,9 +122,10 @@ def test_two_labels_and_one_member_make_a_page_too(tmp_path, monkeypatch):
     assert "unknown (60)" in text
 
 
-def test_a_handful_of_battles_make_a_page_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("battles", [1, 2])
+def test_a_handful_of_battles_make_a_page_too(tmp_path, monkeypatch, battles):
     monkeypatch.chdir(tmp_path)
-    text, _ = page_of(tmp_path, battles=2)
+    text, _ = page_of(tmp_path, battles=battles)
     assert plots_of(text)
     assert "(no interval)" in text
     assert "nan" not in text

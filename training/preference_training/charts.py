@@ -141,7 +141,7 @@ def matrix(
             lines = texts[row][column].split("\n")
             for number, line in enumerate(lines):
                 at = y + cell_height / 2 + 5 + 16 * (number - (len(lines) - 1) / 2)
-                kind = "middle strong" if number == 0 else "middle small"
+                kind = "middle strong" if number == 0 else "middle small ink"
                 parts.append(_text(x + cell_width / 2, at, line, f"{kind}{' light' if shade > 0.5 else ''}"))
     return _svg(left + cell_width * len(columns) + 10, top + cell_height * len(rows) + 10, title, parts)
 

@@ -145,8 +145,9 @@ def weights_command(
     target = output or included or settings.build_folder / "weights.toml"
     _check_target(target, ".toml")
     fitted = {"weights": True, "temperatures": temperatures, "post_processing": post_processing}
-    if included is not None and target.resolve() == included.resolve():
-        check_repeated(config, included, [key for key, is_fitted in fitted.items() if is_fitted])
+    is_included = included is not None and target.resolve() == included.resolve()
+    if is_included:
+        check_repeated(config, target, [key for key, is_fitted in fitted.items() if is_fitted])
     rows = judged_rows(settings, predictions or [_validation_predictions(settings)], labelled)
     result = fit_weights(
         settings,
@@ -160,7 +161,8 @@ def weights_command(
     )
     kept = {key for key in own if not fitted.get(key)}
     target.write_text(weights_file(result.chosen, leave_out=kept), encoding="utf-8")
-    notes.print(f"{target}: written; `preference-export repository {config}` puts it into the repository")
+    use = f"`preference-export repository {config}` puts it into the repository"
+    notes.print(f"{target}: written; {use if is_included else f'name it by `combine.include` in `{config}` to use it'}")
     _show(result, [weights_table(settings, result)], as_json)
 
 
