@@ -50,22 +50,27 @@ demo: install ## the main job on this CPU: train tiny members, export, serve, sc
 	$(BIN)/preference-train baseline configs/demo.toml
 	$(BIN)/preference-train fit configs/demo.toml
 	$(BIN)/preference-export all configs/demo.toml
-	$(SERVER_BIN)/preference-serve configs/demo.toml --run -- \
-		$(BIN)/preference-score $(DEMO)/data/test.csv -o $(DEMO)/predictions.csv --url '{url}'
-	$(BIN)/preference-train evaluate configs/demo.toml --predictions $(DEMO)/predictions.csv --report $(DEMO)/report.html
+	$(SERVER_BIN)/preference-serve configs/demo.toml --run -- sh -c '\
+		$(BIN)/preference-score $(DEMO)/data/test.csv -o $(DEMO)/predictions.csv --url {url} && \
+		$(BIN)/preference-score $(DEMO)/data/test.csv -o $(DEMO)/predictions_symmetric.csv --url {url} --symmetric'
+	$(BIN)/preference-train evaluate configs/demo.toml --predictions $(DEMO)/predictions.csv \
+		--symmetric $(DEMO)/predictions_symmetric.csv --report $(DEMO)/report.html
 
 twin: install ## train, export, serve and score the tiny twin of a published system, CONFIG=configs/...
 	$(BIN)/preference-train twin $(CONFIG) -o $(TWIN)
 	$(BIN)/preference-train generate $(TWIN)
+	if grep -q '^\[training\.split\]' $(TWIN); then $(BIN)/preference-train split $(TWIN); fi
 	$(BIN)/preference-train baseline $(TWIN)
 	$(BIN)/preference-train fit $(TWIN)
 	if grep -q '^include' $(TWIN); then \
 		$(BIN)/preference-train predict $(TWIN) && \
 		$(BIN)/preference-train weights $(TWIN) --rule inverse-log-loss; fi
 	$(BIN)/preference-export all $(TWIN)
-	$(SERVER_BIN)/preference-serve $(TWIN) --run -- \
-		$(BIN)/preference-score $(TWIN_BUILD)/data/test.csv -o $(TWIN_BUILD)/predictions.csv --url '{url}'
-	$(BIN)/preference-train evaluate $(TWIN) --predictions $(TWIN_BUILD)/predictions.csv --report $(TWIN_BUILD)/report.html
+	$(SERVER_BIN)/preference-serve $(TWIN) --run -- sh -c '\
+		$(BIN)/preference-score $(TWIN_BUILD)/data/test.csv -o $(TWIN_BUILD)/predictions.csv --url {url} && \
+		$(BIN)/preference-score $(TWIN_BUILD)/data/test.csv -o $(TWIN_BUILD)/predictions_symmetric.csv --url {url} --symmetric'
+	$(BIN)/preference-train evaluate $(TWIN) --predictions $(TWIN_BUILD)/predictions.csv \
+		--symmetric $(TWIN_BUILD)/predictions_symmetric.csv --report $(TWIN_BUILD)/report.html
 
 test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +105,8 @@ def test_the_twin_is_served_and_its_metrics_are_printed(twin):
     assert np.abs(twin.predicted.sum(axis=1) - 1).max() < 1e-6
     targets = [target_of_row(row, labels) for row in battles]
     assert f"{log_loss(twin.predicted, targets):.4f}" in twin.output
-    for name in ("length buckets", "class prior"):
-        assert name in twin.output
+    for shown in ("length buckets", "class prior", "Log loss below the class prior", "Responses exchanged"):
+        assert shown in twin.output
     manifest = verify(twin.folder / "repository")
     assert set(manifest.parity) == {member.name for member in twin.config.members}
     for record in manifest.parity.values():
@@ -132,6 +133,20 @@ def test_s1_has_two_labels_cuts_in_the_middle_and_trains_some_layers_only(twin):
     layers = {name.split(".layers.")[1].split(".")[0] for name in names if ".layers." in name}
     assert "0" not in layers
     assert {name.split(".")[-3] for name in names if ".layers." in name} == {"q_proj", "k_proj", "v_proj"}
+
+
+@of("binary-gemma-2-2b", "light")
+def test_s1_and_s4e_split_one_file_by_prompt(twin):
+    assert verify(twin.folder / "data").kind == "split"
+    parts = [twin.rows(f"data/{part}.csv") for part in ("train", "validation", "test")]
+    assert sorted(row["id"] for rows in parts for row in rows) == sorted(
+        row["id"] for row in twin.rows("source/battles.csv")
+    )
+    prompts = [{row["prompt"] for row in rows} for rows in parts]
+    assert not any(one & other for one, other in combinations(prompts, 2))
+    shares = twin.config.training["split"]
+    for part, rows in zip(("train", "validation", "test"), parts, strict=True):
+        assert len(rows) / 640 == pytest.approx(shares[part], abs=0.03)
 
 
 @of("course")

@@ -22,14 +22,6 @@ from preference_training.baseline import (
 from preference_training.predictions import read_predictions
 from preference_training.rows import read_labelled
 
-REAL_BATTLES = next(
-    (
-        parent / "shared" / "data" / "real_battles.csv"
-        for parent in Path(__file__).parents
-        if (parent / "shared" / "data" / "real_battles.csv").is_file()
-    ),
-    None,
-)
 CONFIG = """
 name = "small"
 [[member]]
@@ -143,9 +135,8 @@ def test_settings_without_meaning_are_refused(wrong):
         BaselineSettings(**wrong)
 
 
-@pytest.mark.skipif(REAL_BATTLES is None, reason="the real battles are not part of the project")
-def test_on_real_battles_it_beats_the_class_prior_by_more_than_noise():
-    data = read_labelled(REAL_BATTLES, LABELS_THREE_WAY)
+def test_on_real_battles_it_beats_the_class_prior_by_more_than_noise(real_battles):
+    data = read_labelled(real_battles, LABELS_THREE_WAY)
     score = cross_validated(data, LABELS_THREE_WAY, BaselineSettings())
     assert score.battles == 1392
     assert score.gain.low > 0.03

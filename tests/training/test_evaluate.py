@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from preference_core import metrics
 from preference_core.errors import UserError
 from preference_core.settings import LABELS_THREE_WAY, load_config
 from preference_training.app import app
+from preference_training.baseline import BaselineSettings, cross_validated, differences_of, read_baseline
 from preference_training.evaluate import evaluate
+from preference_training.rows import read_labelled
 from preference_training.statistics import Bootstrap
 
 CONFIG = """
@@ -126,6 +129,84 @@ def test_groups_divide_the_battles_and_the_confusion_counts_them_all(targets):
     assert np.sum(result.confusion, axis=1).tolist() == np.bincount(targets).tolist()
 
 
+def test_a_gain_is_how_far_a_source_is_below_the_class_prior_on_the_same_battles(targets):
+    honest = np.full((BATTLES, 3), 0.2)
+    honest[np.arange(BATTLES), targets] = 0.6
+    write_predictions("build/small/predictions.csv", {"gemma": honest, "llama": judge(2)})
+    scores = {score.name: score for score in measured().scores}
+    prior = metrics.class_prior_log_loss(targets, 3)
+    for name in ("gemma", "llama", "ensemble"):
+        gain = scores[name].gain
+        assert gain.value == pytest.approx(prior - scores[name].log_loss.value)
+        assert gain.low < gain.value < gain.high
+    assert scores["gemma"].gain.low > 0.5
+    assert scores["llama"].gain.high < 0
+    assert scores["class prior"].gain is None
+    assert scores["uniform"].gain is None
+
+
+def test_only_the_uniform_guess_is_exact(targets):
+    certain = np.eye(3)[targets] * 0.97 + 0.01
+    write_predictions("build/small/predictions.csv", {"gemma": certain})
+    result = measured()
+    assert [score.name for score in result.scores if score.log_loss.is_exact] == ["uniform"]
+    ensemble = next(score for score in result.scores if score.name == "ensemble")
+    assert (ensemble.accuracy.value, ensemble.accuracy.low, ensemble.accuracy.high) == (1, 1, 1)
+    assert not ensemble.accuracy.is_exact
+    shown = " ".join(run("evaluate", "small.toml").stdout.split())
+    assert "1.000 ±0.000" in shown
+    assert "uniform │ 1.0986 │" in shown
+
+
+def test_one_battle_has_no_interval_and_the_table_says_so(targets):
+    lines = Path("test.csv").read_text().splitlines(keepends=True)
+    Path("test.csv").write_text("".join(lines[:2]).replace(",English", ",French"))
+    lines = Path("build/small/predictions.csv").read_text().splitlines(keepends=True)
+    Path("build/small/predictions.csv").write_text("".join(lines[:2]))
+    (group,) = measured().groups["language"]
+    assert (group.log_loss.low, group.log_loss.high) == (None, None)
+    loss = metrics.log_loss((judge(1)[:1] + judge(2)[:1]) / 2, targets[:1])
+    assert f"{loss:.4f} ±n/a" in run("evaluate", "small.toml").stdout
+    run("evaluate", "small.toml", "--json")
+
+
+def test_shares_of_the_confusion_matrix_have_intervals(targets):
+    result = measured()
+    decisions = ((judge(1) + judge(2)) / 2).argmax(axis=1)
+    for row, shares in enumerate(result.confusion_shares):
+        of_row = targets == row
+        for column, share in enumerate(shares):
+            assert share.value == pytest.approx((decisions[of_row] == column).mean())
+            width = 2 * 1.96 * np.sqrt(share.value * (1 - share.value) / of_row.sum())
+            assert share.high - share.low == pytest.approx(width, rel=0.2)
+    first = result.confusion_shares[0][0]
+    shown = f"{first.value:.0%} ({100 * first.low:.0f}-{100 * first.high:.0f})"
+    line = next(line for line in run("evaluate", "small.toml").stdout.splitlines() if shown in line)
+    assert line.startswith("│ A wins")
+
+
+def test_a_label_that_no_battle_has_has_no_shares(targets):
+    rows = Path("test.csv").read_text().replace(",0,0,1,", ",1,0,0,")
+    Path("test.csv").write_text(rows)
+    assert measured().confusion_shares[2] == (None, None, None)
+    run("evaluate", "small.toml", "--json")
+
+
+def test_no_table_is_wider_than_80_columns_or_breaks_a_number(targets):
+    run("baseline", "small.toml")
+    write_predictions("symmetric.csv", {"gemma": judge(1), "llama": judge(2)})
+    shown = run("evaluate", "small.toml", "--symmetric", "symmetric.csv").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for score in measured().scores:
+        assert f"{score.log_loss.value:.4f}" in shown
+        if score.gain is not None:
+            gain = score.gain
+            line = next(line for line in shown.splitlines() if f"{gain.low:.4f} to {gain.high:.4f}" in line)
+            assert f"{gain.value:.4f} (" in line
+            assert f" {score.name} " in line
+
+
 def test_a_group_has_the_log_loss_of_its_battles(targets):
     polish = np.arange(BATTLES) % 3 == 1
     mean = (judge(1) + judge(2)) / 2
@@ -187,6 +268,42 @@ def test_the_length_baseline_joins_the_table_once_it_is_fitted(targets):
     fitted = run("evaluate", "small.toml")
     assert "no length baseline" not in fitted.stderr
     assert "length buckets" in fitted.stdout
+
+
+def test_the_length_baseline_is_cross_validated_on_the_file_that_it_was_fitted_on(targets):
+    run("baseline", "small.toml")
+    data = read_labelled(Path("test.csv"), LABELS_THREE_WAY)
+    expected = cross_validated(data, LABELS_THREE_WAY, BaselineSettings())
+    score = next(score for score in measured().scores if score.name.startswith("length"))
+    assert score.name == "length buckets (cross-validated)"
+    assert score.log_loss == expected.log_loss
+    shutil.copy("test.csv", "renamed.csv")
+    again = evaluate(load_config("small.toml"), Path("build/small/predictions.csv"), Path("renamed.csv"))
+    assert score in again.scores
+
+
+def test_the_length_baseline_is_asked_as_it_is_about_other_battles(targets):
+    Path("train.csv").write_text(Path("test.csv").read_text().replace(",English", ",French"))
+    run("baseline", "small.toml", "--battles", "train.csv")
+    data = read_labelled(Path("test.csv"), LABELS_THREE_WAY)
+    buckets = read_baseline(load_config("small.toml"))
+    expected = metrics.log_loss(buckets.predict(differences_of(data.battles, "characters")), data.targets)
+    score = next(score for score in measured().scores if score.name.startswith("length"))
+    assert score.name == "length buckets"
+    assert score.log_loss.value == pytest.approx(expected)
+
+
+def test_on_real_battles_the_report_shows_by_how_much_length_beats_the_class_prior(targets, real_battles):
+    run("baseline", "small.toml", "--battles", real_battles)
+    ids = read_labelled(real_battles, LABELS_THREE_WAY).ids
+    write_csv("real.csv", ["id", *LABELS_THREE_WAY], [[identity, 0.4, 0.4, 0.2] for identity in ids])
+    options = ["--predictions", "real.csv", "--battles", real_battles]
+    result = json.loads(run("evaluate", "small.toml", *options, "--report", "report.html", "--json").stdout)
+    (gain,) = [score["gain"] for score in result["scores"] if score["name"] == "length buckets (cross-validated)"]
+    assert gain["value"] == pytest.approx(0.059, abs=0.003)
+    assert gain["low"] > 0.03
+    shown = f"{gain['value']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})"
+    assert shown in Path("report.html").read_text(encoding="utf-8")
 
 
 def test_json_is_strict_and_repeatable(targets):

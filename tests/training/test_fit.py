@@ -16,7 +16,7 @@ from preference_core.errors import ArtefactError, ConfigError, SystemFailure, Us
 from preference_core.settings import LABELS_THREE_WAY
 from preference_training.adapter import adapter_stage
 from preference_training.encoding import collate, encode, tokenizer_of
-from preference_training.fit import fit
+from preference_training.fit import MemberTrainer, fit
 from preference_training.model import base_folder, check_machine, classifier, pooled_logits
 from preference_training.quiet import quiet_transformers
 from preference_training.recipe import Recipe, recipe_of
@@ -181,12 +181,23 @@ def test_a_quantised_base_without_a_gpu_is_one_clear_error(config, quantisation)
     assert 'quantisation = "none"' in caught.value.hint
 
 
-def test_early_stopping_keeps_the_best_state(generated, tmp_path):
-    recipe = {"epochs": 3, "evaluations_per_epoch": 1, "early_stopping_patience": 1, "batch_size": 16, "rank": 2}
-    member = replace(generated.members[0], training=recipe)
+@pytest.mark.parametrize(("metric", "best"), [("log_loss", min), ("accuracy", max)])
+def test_early_stopping_keeps_the_best_state(generated, tmp_path, monkeypatch, metric, best):
+    evaluations, evaluate = [], MemberTrainer.evaluate
+
+    def noted(self, *arguments, **options):
+        evaluations.append(evaluate(self, *arguments, **options))
+        return evaluations[-1]
+
+    monkeypatch.setattr(MemberTrainer, "evaluate", noted)
+    recipe = {"epochs": 12, "evaluations_per_epoch": 1, "early_stopping_patience": 2, "best_metric": metric}
+    member = replace(generated.members[0], training={**recipe, "batch_size": 16, "rank": 2, "learning_rate": 2e-2})
     measured = fit(tmp_path / "adapter", replace(generated, members=(member,)), member, silent)
+    *while_training, final = [evaluation[f"eval_{metric}"] for evaluation in evaluations]
+    assert 3 <= len(while_training) < 12
+    assert measured[f"validation_{metric}"] == final == pytest.approx(best(while_training), abs=1e-6)
+    assert abs(while_training[-1] - final) > 1e-3
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    assert measured["validation_log_loss"] < 1.3
 
 
 def test_early_stopping_needs_validation_battles(generated, tmp_path):

@@ -1,5 +1,6 @@
 """Recipes: every key is checked, and the committed configurations are valid."""
 
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from preference_core.errors import ConfigError
 from preference_core.settings import load_config
+from preference_training import adapter
+from preference_training.choice import chosen_members
 from preference_training.generate import generation_of
 from preference_training.recipe import Recipe, recipe_of
 
@@ -15,9 +18,23 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_committed_configurations_hold_valid_recipes(path):
-    config = load_config(path)
+    config = load_config(path, include_may_be_missing=True)
     generation_of(config)
     assert [recipe_of(member).rank for member in config.members]
+
+
+def test_configurations_that_name_the_same_adapter_would_train_the_same_one(monkeypatch):
+    monkeypatch.setattr(adapter, "content_of", str)  # the battles are not here; their names are
+    trained = defaultdict(dict)
+    for path in CONFIGS:
+        config = load_config(path, include_may_be_missing=True)
+        for member in chosen_members(config, None, "classifier"):
+            trained[member.adapter][path.stem] = adapter.adapter_stage(config, member).made_from
+    assert set(trained["checkpoints/gemma-lora"]) == set(trained["checkpoints/llama-lora"])
+    assert set(trained["checkpoints/gemma-lora"]) == {"average", "lmsys", "lmsys-int8"}
+    for folder, by_config in trained.items():
+        first, *others = by_config.values()
+        assert all(other == first for other in others), f"{folder} in {', '.join(by_config)}"
 
 
 def test_an_unknown_key_names_the_nearest(config):

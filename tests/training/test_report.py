@@ -91,9 +91,28 @@ def test_the_page_shows_the_measured_numbers(page):
     for row in result.confusion:
         for count in row:
             assert f">{count}<" in text
+    for row in result.confusion_shares:
+        for share in row:
+            assert f">{share.value:.0%} ({100 * share.low:.0f}-{100 * share.high:.0f})<" in text
+    gain = ensemble.gain
+    assert f"<b>{gain.value:.4f}</b><span>{gain.low:.4f} to {gain.high:.4f}</span>" in text
     sections = re.findall(r"<h2>(.*?)</h2>", text)
     expected = ["Scores", "Reliability", "Confusion", "Length", "Number of turns", "Language", "Position", "Verbosity"]
     assert sections == [*expected, "Agreement", "Truncation"]
+
+
+def test_every_gain_is_drawn_beside_a_line_at_zero(page):
+    text, result = page
+    plot = next(plot for plot in plots_of(text) if plot.get("aria-label") == "Log loss below the class prior")
+    texts = ["".join(element.itertext()) for element in plot.iter("text")]
+    gains = [score for score in result.scores if score.gain is not None]
+    assert [score.name for score in gains] == ["gemma", "llama", "ensemble"]
+    (zero,) = [line for line in plot.iter("line") if line.get("class") == "reference"]
+    dots = [float(dot.get("cx")) for dot in plot.iter("circle")]
+    for score, at in zip(gains, dots, strict=True):
+        gain = score.gain
+        assert f"{gain.value:.4f} ({gain.low:.4f} to {gain.high:.4f})" in texts
+        assert (at < float(zero.get("x1"))) == (gain.value < 0)
 
 
 def test_two_labels_and_one_member_make_a_page_too(tmp_path, monkeypatch):
@@ -103,10 +122,13 @@ def test_two_labels_and_one_member_make_a_page_too(tmp_path, monkeypatch):
     assert "unknown (60)" in text
 
 
-def test_a_handful_of_battles_make_a_page_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("battles", [1, 2])
+def test_a_handful_of_battles_make_a_page_too(tmp_path, monkeypatch, battles):
     monkeypatch.chdir(tmp_path)
-    text, _ = page_of(tmp_path, battles=2)
+    text, _ = page_of(tmp_path, battles=battles)
     assert plots_of(text)
+    assert "(no interval)" in text
+    assert "nan" not in text
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.93, 0.97), (-0.4, 0.2), (1e-4, 3e-4), (0, 12345)])

@@ -17,6 +17,11 @@ def csv_file(folder, *rows):
     return path
 
 
+def write_parquet(path, ids):
+    table = {"id": ids, "prompt": ["p", "q"], "response_a": ["a", "b"], "response_b": ["c", "d"]}
+    pyarrow.parquet.write_table(pyarrow.table({**table, "winner": ["model_b", "model_a"]}), path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no file `.*nothing.csv`"):
         read_labelled(tmp_path / "nothing.csv", LABELS)
@@ -30,6 +35,18 @@ def test_a_row_without_a_label_is_named(tmp_path):
 def test_a_repeated_id_is_named(tmp_path):
     with pytest.raises(UserError, match="row 2: the id `1` is repeated"):
         read_labelled(csv_file(tmp_path, "1,p,a,b,1,0,0", "1,p,a,b,0,1,0"), LABELS)
+
+
+def test_a_number_is_an_id_even_if_it_is_zero(tmp_path):
+    write_parquet(tmp_path / "battles.parquet", [0, 1])
+    assert read_labelled(tmp_path / "battles.parquet", ("model_a", "model_b")).ids == ("0", "1")
+
+
+@pytest.mark.parametrize("missing", [None, ""])
+def test_a_row_without_an_id_is_named(tmp_path, missing):
+    write_parquet(tmp_path / "battles.parquet", ["x", missing])
+    with pytest.raises(UserError, match="row 2: there is no id"):
+        read_labelled(tmp_path / "battles.parquet", ("model_a", "model_b"))
 
 
 def test_a_file_without_rows_is_refused(tmp_path):
@@ -49,16 +66,7 @@ def test_what_no_tokenizer_reads_is_replaced(tmp_path):
 
 
 def test_parquet_with_a_winner_column_is_read(tmp_path):
-    table = pyarrow.table(
-        {
-            "id": ["x", "y"],
-            "prompt": ["p", "q"],
-            "response_a": ["a", "b"],
-            "response_b": ["c", "d"],
-            "winner": ["model_b", "model_a"],
-        }
-    )
-    pyarrow.parquet.write_table(table, tmp_path / "battles.parquet")
+    write_parquet(tmp_path / "battles.parquet", ["x", "y"])
     data = read_labelled(tmp_path / "battles.parquet", ("model_a", "model_b"))
     assert data.ids == ("x", "y")
     assert data.targets.tolist() == [1, 0]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -138,6 +139,19 @@ def test_parquet_with_a_winner_column_is_split_and_keeps_its_columns(tmp_path):
     assert dict(zip(data.ids, data.targets.tolist(), strict=True)).items() <= expected.items()
 
 
+def test_a_number_is_an_id_even_if_it_is_zero(tmp_path):
+    columns = {
+        "prompt": [f"is it {index}?" for index in range(30)],
+        "response_a": ["yes"] * 30,
+        "response_b": ["no"] * 30,
+    }
+    table = pyarrow.table({"id": range(30), **columns, "winner": ["model_a"] * 30})
+    pyarrow.parquet.write_table(table, tmp_path / "battles.parquet")
+    make_split(tmp_path, Split(str(tmp_path / "battles.parquet")), ("model_a", "model_b"))
+    ids = sorted(int(row["id"]) for rows in read_parts(tmp_path).values() for row in rows)
+    assert ids == list(range(30))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -171,12 +185,37 @@ def test_the_command_splits_once_and_says_what_came_of_it(workplace, source, tra
     assert train("split", "small.toml").stderr == "build/small/data: up to date\n"
 
 
-def test_a_configuration_that_both_splits_and_generates_is_refused(workplace, train):
+def test_generated_battles_are_split_from_one_file(workplace, train):
+    train("generate", "small.toml")
+    alone = read_labelled(Path("build/small/data/train.csv"), LABELS)
+    bases = {path: path.read_bytes() for path in Path("build/small/bases").rglob("*") if path.is_file()}
+    shutil.rmtree("build/small/data")
+    with Path("small.toml").open("a", encoding="utf-8") as file:
+        file.write('\n[training.split]\nsource = "build/small/source/battles.csv"\nlength_buckets = 2\n')
+    generated = train("generate", "small.toml")
+    assert generated.exit_code == 0, generated.stderr
+    assert not Path("build/small/data").exists()
+    source = read_labelled(Path("build/small/source/battles.csv"), LABELS)
+    assert len(source.ids) == 32 + 16 + 24
+    assert source.ids[:32] == alone.ids
+    # The bases do not depend on where the battles lie.
+    assert generated.stderr.count("up to date") == 2
+    assert {path: path.read_bytes() for path in Path("build/small/bases").rglob("*") if path.is_file()} == bases
+    split = train("split", "small.toml")
+    assert split.exit_code == 0, split.stderr
+    parts = read_parts(Path("build/small/data"))
+    assert sorted(row["id"] for rows in parts.values() for row in rows) == sorted(source.ids)
+    assert "length_bucket" in parts["train"][0]
+
+
+def test_generated_battles_and_a_split_of_another_file_are_refused(workplace, train):
     with Path("small.toml").open("a", encoding="utf-8") as file:
         file.write('\n[training.split]\nsource = "battles.csv"\n')
-    result = train("split", "small.toml")
-    assert result.exit_code == 2
-    assert "`training.battles` and `training.split` would both write to `build/small/data`" in result.stderr
+    for command in ("split", "generate"):
+        result = train(command, "small.toml")
+        assert result.exit_code == 2
+        assert "`training.split.source` is `battles.csv`" in result.stderr
+        assert "hint: Let it be `build/small/source/battles.csv`, or remove `[training.battles]`." in result.stderr
 
 
 def test_a_configuration_without_a_split_is_refused(workplace, train):

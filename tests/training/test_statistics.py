@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from preference_core.metrics import calibration_error
-from preference_training.statistics import Bootstrap, calibration_estimate, folds_of, quantile_edges
+from preference_training.statistics import Bootstrap, Estimate, calibration_estimate, folds_of, quantile_edges
 
 
 def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
@@ -27,7 +27,23 @@ def test_equal_seeds_draw_equal_samples_and_others_do_not():
 def test_drawing_in_pieces_changes_nothing_about_the_size_of_a_sample():
     estimate = Bootstrap(resamples=150).mean(np.ones(30_000))  # more rows than fit into one piece
     assert (estimate.value, estimate.low, estimate.high) == (1, 1, 1)
-    assert estimate.is_exact
+    assert not estimate.is_exact
+
+
+def test_one_row_has_no_interval():
+    assert Bootstrap().mean([0.5]) == Estimate(0.5, None, None)
+
+
+def test_a_share_is_that_of_its_rows_and_as_sure_as_their_number_lets_it_be():
+    random = np.random.default_rng(6)
+    holds, among = random.random(3000) < 0.6, random.random(3000) < 0.3
+    share = Bootstrap().share(holds, among)
+    assert share.value == pytest.approx(holds[among].mean())
+    width = 2 * 1.96 * np.sqrt(share.value * (1 - share.value) / among.sum())
+    assert share.high - share.low == pytest.approx(width, rel=0.1)
+    nobody, one = np.zeros(3000, dtype=bool), np.arange(3000) == 7
+    assert Bootstrap().share(holds, nobody) is None
+    assert Bootstrap().share(one, one) == Estimate(1.0, None, None)
 
 
 def test_calibration_error_is_that_of_the_metrics_and_lies_in_its_interval():

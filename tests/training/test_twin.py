@@ -1,6 +1,7 @@
 """Tiny twins: of every committed configuration, and one that is generated and fitted."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,10 @@ def test_every_published_system_has_a_twin(path, tmp_path):
     assert twin.combine == real.combine
     assert twin.serving == real.serving
     assert generation_of(twin).baseline == generation_of(real).baseline
+    split = generation_of(real).split
+    if split is not None:
+        split = replace(split, source=f"build/{twin.name}/source/battles.csv")
+    assert generation_of(twin).split == split
     for small, large in zip(twin.members, real.members, strict=True):
         assert small.kind == large.kind
         if small.kind == "length_buckets":
@@ -117,10 +122,16 @@ def test_a_twin_keeps_what_a_recipe_is_about(binary):
     }
     assert member["max_tokens"] == 96
     recipe = member["training"]
-    assert (recipe["first_layer"], recipe["last_layer"], recipe["rank"], recipe["alpha"]) == (1, 3, 8, 16)
+    assert (recipe["first_layer"], recipe["last_layer"], recipe["rank"], recipe["alpha"]) == (1, 2, 8, 16)
     assert (recipe["label_smoothing"], recipe["best_metric"], recipe["early_stopping_patience"]) == (0.1, "accuracy", 3)
     assert table["combine"]["post_processing"]["threshold"] == 0.75
     assert table["training"]["tiny"]["gemma"]["heads"] == 2 * table["training"]["tiny"]["gemma"]["key_value_heads"]
+
+
+def test_a_twin_of_a_sampled_split_draws_a_sample_too(binary):
+    binary.write_text(BINARY + '[training.split]\nsource = "data/train.parquet"\nsample = 20000\nseed = 7\n')
+    table = twin_of(binary)["training"]["split"]
+    assert (table["sample"], table["seed"], table["train"]) == (600, 7, 0.7)
 
 
 def test_a_twin_is_generated_and_fitted(binary, train):

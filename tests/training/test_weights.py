@@ -10,19 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from preference_core.combination import Combination, softmax
+from preference_core.combination import softmax
 from preference_core.errors import ConfigError, UserError
 from preference_core.metrics import log_loss
 from preference_core.settings import LABELS_THREE_WAY, combination_of, load_config
 from preference_training.app import app
-from preference_training.combining import (
-    THRESHOLDS,
-    inverse_log_loss_weights,
-    least_log_loss_weights,
-    with_post_processing,
-    with_temperatures,
-)
-from preference_training.optimise import fit_log_linear, minimise_on_simplex
+from preference_training.combining import inverse_log_loss_weights
 from preference_training.weights import fit_weights, judged_rows
 
 CONFIG = """
@@ -170,78 +163,6 @@ def test_the_table_advises_against_gains_within_the_noise(ensemble):
     assert "leave out" in " ".join(shown.split())
 
 
-@pytest.mark.parametrize("average", ["probabilities", "logits"])
-def test_weights_with_the_least_log_loss_are_no_worse_than_any_of_a_grid(average):
-    targets, members = drawn(300, (0.5, 0.7, 2.0), seed=5)
-    log_probabilities = np.log(np.stack(members, axis=1))
-
-    def loss(weights):
-        combination = Combination(LABELS_THREE_WAY, ("x", "y", "z"), tuple(weights), average)
-        return log_loss(combination.probabilities(log_probabilities), targets)
-
-    weights = least_log_loss_weights(log_probabilities, targets, average)
-    assert weights.sum() == pytest.approx(1)
-    assert (weights >= 0).all()
-    grid = [(a / 20, b / 20, (20 - a - b) / 20) for a in range(21) for b in range(21 - a)]
-    assert loss(weights) <= min(map(loss, grid)) + 1e-9
-
-
-def test_a_member_that_knows_nothing_gets_no_weight():
-    targets, (good,) = drawn(500, (0.0,), seed=6)
-    opposite = np.roll(good, 1, axis=1)
-    weights = least_log_loss_weights(np.log(np.stack([good, opposite], axis=1)), targets, "probabilities")
-    assert weights[0] > 0.95
-
-
-def test_the_minimum_on_the_simplex_is_found_inside_and_in_a_corner():
-    target = np.array([0.2, 0.5, 0.3])
-    inside = minimise_on_simplex(lambda w: 2 * (w - target), 3)
-    assert inside == pytest.approx(target, abs=1e-9)
-    corner = minimise_on_simplex(lambda w: np.array([3.0, 1.0, 2.0]), 3)
-    assert corner.tolist() == [0, 1, 0]
-
-
-def test_the_log_linear_fit_finds_the_zero_of_its_gradient():
-    generator = np.random.default_rng(8)
-    offset, features = generator.normal(size=(200, 3)), generator.normal(size=(200, 3, 2))
-    targets = generator.integers(3, size=200)
-    found = fit_log_linear(offset, features, targets)
-
-    def loss(coefficients):
-        return log_loss(softmax(offset + features @ coefficients), targets) + coefficients @ coefficients / 400
-
-    for step in np.eye(2) * 1e-5:
-        assert loss(found + step) == pytest.approx(loss(found - step), abs=1e-9)
-        assert loss(found + 1e3 * step) > loss(found)
-
-
-def test_the_temperature_undoes_overconfidence():
-    targets, (honest,) = drawn(4000, (0.0,), seed=9)
-    start = Combination(LABELS_THREE_WAY, ("x", "y"), (0.5, 0.5))
-    log_probabilities = np.log(np.stack([honest, softmax(2 * np.log(honest))], axis=1))
-    fitted = with_temperatures(start, log_probabilities, targets)
-    assert fitted.temperatures == pytest.approx((1, 2), rel=0.1)
-
-
-def test_a_member_that_says_the_opposite_is_silenced_not_inverted():
-    targets, (honest,) = drawn(1000, (0.0,), seed=10)
-    start = Combination(LABELS_THREE_WAY, ("x",), (1.0,))
-    fitted = with_temperatures(start, -np.log(honest)[:, None], targets)
-    assert fitted.temperatures == pytest.approx((20,))
-
-
-def test_the_multiplier_rule_lowers_the_log_loss_and_its_rows_sum_to_one():
-    targets, (honest,) = drawn(3000, (0.0,), seed=11)
-    shy = softmax(np.where(honest > 0.7, np.log(honest) - 1, np.log(honest)))
-    start = Combination(LABELS_THREE_WAY, ("x",), (1.0,))
-    log_probabilities = np.log(shy)[:, None]
-    fitted = with_post_processing(start, log_probabilities, targets)
-    combined = fitted.probabilities(log_probabilities)
-    assert log_loss(combined, targets) < log_loss(shy, targets) - 0.002
-    assert np.abs(combined.sum(axis=1) - 1).max() < 1e-12
-    assert fitted.post_processing.threshold in THRESHOLDS
-
-
 def test_the_published_multipliers_never_yield_a_row_that_does_not_sum_to_one(ensemble):
     text = (
         Path("small.toml")
@@ -294,3 +215,77 @@ def test_predictions_of_another_configuration_are_refused_where_temperatures_mat
     write_predictions("predictions.csv", {"gemma": poor, "llama": good}, ensemble=good)
     with pytest.raises(UserError, match="were not made with this configuration"):
         run("weights", ensemble, "--predictions", "predictions.csv")
+
+
+def test_files_of_one_member_each_are_those_of_the_configuration_too(ensemble):
+    targets, (good, poor) = drawn(100, (0.3, 1.0))
+    Path("weights.toml").write_text(
+        "weights = { gemma = 0.3, llama = 0.7 }\ntemperatures = { gemma = 2.0, llama = 1.0 }"
+    )
+    write_battles("validation.csv", targets)
+    write_predictions("gemma.csv", {"gemma": poor})
+    write_predictions("llama.csv", {"llama": good})
+    files = [Path("gemma.csv"), Path("llama.csv")]
+    rows = judged_rows(load_config(ensemble), files, Path("validation.csv"))
+    assert np.exp(rows.log_probabilities).sum(axis=2) == pytest.approx(1)
+    write_predictions("llama.csv", {"llama": good}, ensemble=poor)
+    with pytest.raises(UserError, match=r"predictions in `llama\.csv` were not made with this configuration"):
+        judged_rows(load_config(ensemble), files, Path("validation.csv"))
+
+
+OWN_RULE = "post_processing = { threshold = 0.4, multipliers = { winner_model_a = 3.0 } }"
+
+
+def with_own(text, path="small.toml"):
+    """Adds a key to the [combine] of a configuration, beside its include."""
+    Path(path).write_text(CONFIG.replace("[combine]", f"[combine]\n{text}"))
+
+
+def test_candidates_are_judged_with_the_post_processing_that_the_configuration_itself_applies(ensemble):
+    plain = json.loads(run("weights", ensemble, "--json").stdout)
+    with_own(OWN_RULE)
+    result = json.loads(run("weights", ensemble, "--json").stdout)
+    served = load_config(ensemble)
+    assert tomllib.loads(Path("weights.toml").read_text()).keys() == {"weights"}
+    targets, (good, poor) = drawn(400, (0.3, 1.0))
+    log_probabilities = np.log(np.stack([poor, good], axis=1))
+    expected = log_loss(combination_of(served).probabilities(log_probabilities), targets)
+    by_name = {candidate["name"]: candidate for candidate in result["candidates"]}
+    assert by_name["log-loss"]["log_loss"] == pytest.approx(expected)
+    for before, after in zip(plain["candidates"], result["candidates"], strict=True):
+        is_same = before["log_loss"] == pytest.approx(after["log_loss"])
+        assert is_same == (before["name"] == "post-processing")  # fitted multipliers take the place of given ones
+
+
+def test_candidates_are_judged_without_the_post_processing_that_is_about_to_be_replaced(ensemble):
+    plain = run("weights", ensemble, "--json").stdout
+    Path("weights.toml").write_text(OWN_RULE)
+    assert run("weights", ensemble, "--json").stdout == plain
+    assert tomllib.loads(Path("weights.toml").read_text()).keys() == {"weights"}
+
+
+@pytest.mark.parametrize(
+    ("own", "options"),
+    [
+        ("weights = { gemma = 0.5, llama = 0.5 }", []),
+        ("temperatures = { gemma = 1.0, llama = 1.0 }", ["--temperatures"]),
+        (OWN_RULE, ["--post-processing"]),
+    ],
+    ids=["weights", "temperatures", "post_processing"],
+)
+def test_nothing_is_written_that_the_including_configuration_gives_itself(ensemble, own, options):
+    with_own(own)
+    key = own.split()[0]
+    with pytest.raises(UserError, match=rf"`combine\.{key}` is given in `small\.toml`") as caught:
+        run("weights", ensemble, *options)
+    assert "Remove it from `small.toml`" in caught.value.hint
+    assert not Path("weights.toml").exists()
+    elsewhere = run("weights", ensemble, *options, "-o", "elsewhere.toml")
+    assert "name it by `combine.include` in `small.toml`" in " ".join(elsewhere.stderr.split())
+
+
+def test_what_the_configuration_gives_itself_is_kept_there_and_not_written(ensemble):
+    with_own("temperatures = { gemma = 2.0, llama = 1.0 }")
+    run("weights", ensemble)
+    assert tomllib.loads(Path("weights.toml").read_text()).keys() == {"weights"}
+    assert combination_of(load_config(ensemble)).temperatures == (2.0, 1.0)

@@ -20,7 +20,16 @@ from preference_training import measure, prepare
 from preference_training.adapter import adapter_stage, train_file
 from preference_training.baseline import baseline_folder, baseline_stage, make_baseline
 from preference_training.choice import chosen_members
-from preference_training.generate import base_stage, battles_stage, generation_of, has_ties, make_base, make_battles
+from preference_training.generate import (
+    base_stage,
+    battles_stage,
+    generation_of,
+    has_ties,
+    make_base,
+    make_battles,
+    make_source,
+    source_stage,
+)
 from preference_training.progress import is_up_to_date, make_stage, notes, say
 from preference_training.recipe import recipe_of
 
@@ -40,13 +49,19 @@ def main() -> None:
 
 @app.command("generate")
 def generate_command(config: ConfigPath) -> None:
-    """Write the battles and tiny bases that `[training]` asks for, where they are not up to date."""
+    """Write the battles and tiny bases that `[training]` asks for, where they are not up to date.
+
+    With `[training.split]`, the battles become one file, which `split` then splits.
+    """
     settings = load_config(config, include_may_be_missing=True)
     generation = generation_of(settings)
     battles = generation.battles
     if battles is None:
         raise UserError(f"`{config}` asks for nothing to generate: it has no `[training.battles]`")
-    make_stage(battles_stage(settings, battles), lambda folder: make_battles(folder, battles, has_ties(settings)))
+    if generation.split is None:
+        make_stage(battles_stage(settings, battles), lambda folder: make_battles(folder, battles, has_ties(settings)))
+    else:
+        make_stage(source_stage(settings, battles), lambda folder: make_source(folder, battles, has_ties(settings)))
     for member in settings.members:
         base = generation.tiny.get(member.name)
         if base is not None:

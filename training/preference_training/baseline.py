@@ -13,18 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from preference_core.battle import Battle
-from preference_core.errors import ConfigError
+from preference_core.errors import ConfigError, UserError
 from preference_core.lengths import LengthBuckets, Unit, difference_of, read_buckets, write_buckets
-from preference_core.manifest import verify
+from preference_core.manifest import read_manifest, verify
 from preference_core.metrics import class_prior_log_loss, log_losses
 from preference_core.settings import Config
-from preference_core.structure import plain
+from preference_core.structure import plain, structure
 from preference_training.rows import LabelledBattles, read_labelled
 from preference_training.stages import Stage, content_of
 from preference_training.statistics import Array, Bootstrap, Estimate, Indices, folds_of, quantile_edges
 
 #: Raise this when the code changes what it fits.
 VERSION = 1
+
+#: Folds of the cross-validation.
+FOLDS = 10
 
 
 @dataclass(frozen=True)
@@ -90,27 +93,41 @@ def cross_validated(
     data: LabelledBattles,
     labels: Sequence[str],
     settings: BaselineSettings,
-    folds: int = 10,
+    folds: int = FOLDS,
     bootstrap: Bootstrap | None = None,
 ) -> BaselineScore:
-    """Scores the baseline on battles that it was not fitted on, next to the class prior of the same folds."""
+    """Scores the baseline on battles that it was not fitted on, next to the class prior of the same folds.
+
+    Raises `UserError` when there is only one battle.
+    """
     bootstrap = bootstrap or Bootstrap()
-    differences = differences_of(data.battles, settings.unit)
-    losses, prior_losses = np.empty(len(data.ids)), np.empty(len(data.ids))
-    folds = min(folds, len(data.ids))
-    for fitted, judged in folds_of(len(data.ids), folds, bootstrap.seed):
-        buckets = fit_buckets(differences[fitted], data.targets[fitted], labels, settings)
-        losses[judged] = log_losses(buckets.predict(differences[judged]), data.targets[judged])
-        seen = np.bincount(data.targets[fitted], minlength=len(labels)) + 1
-        prior = np.broadcast_to(seen / seen.sum(), (len(judged), len(labels)))
-        prior_losses[judged] = log_losses(prior, data.targets[judged])
+    by_length, by_prior = held_out(data, labels, settings, folds, bootstrap.seed)
+    losses, prior_losses = log_losses(by_length, data.targets), log_losses(by_prior, data.targets)
     return BaselineScore(
         battles=len(data.ids),
-        folds=folds,
+        folds=min(folds, len(data.ids)),
         log_loss=bootstrap.mean(losses),
         class_prior=float(prior_losses.mean()),
         gain=bootstrap.mean(prior_losses - losses),
     )
+
+
+def held_out(
+    data: LabelledBattles, labels: Sequence[str], settings: BaselineSettings, folds: int, seed: int
+) -> tuple[Array, Array]:
+    """Predictions `[n, labels]` of every battle from the other folds alone: by length, and by their class prior."""
+    if len(data.ids) < 2:
+        raise UserError(
+            "One battle is too few to cross-validate on", hint="Name a file of some hundred with --battles."
+        )
+    differences = differences_of(data.battles, settings.unit)
+    by_length, by_prior = np.empty((len(data.ids), len(labels))), np.empty((len(data.ids), len(labels)))
+    for fitted, judged in folds_of(len(data.ids), min(folds, len(data.ids)), seed):
+        buckets = fit_buckets(differences[fitted], data.targets[fitted], labels, settings)
+        by_length[judged] = buckets.predict(differences[judged])
+        seen = np.bincount(data.targets[fitted], minlength=len(labels)) + 1
+        by_prior[judged] = seen / seen.sum()
+    return by_length, by_prior
 
 
 def baseline_folder(config: Config) -> Path:
@@ -148,3 +165,21 @@ def read_baseline(config: Config) -> LengthBuckets | None:
         return None
     verify(folder)
     return read_buckets(folder, config.labels)
+
+
+def baseline_predictions(config: Config, labelled: Path, data: LabelledBattles, seed: int) -> tuple[str, Array] | None:
+    """What the fitted baseline predicts `[n, labels]` for the battles of the file `labelled`, and a name for that.
+
+    Of a file that it was fitted on, every battle is predicted from the other folds alone: predictions are never of
+    battles that they were made from. None where no baseline was fitted, or on that one battle.
+    """
+    buckets = read_baseline(config)
+    if buckets is None:
+        return None
+    made_from = read_manifest(baseline_folder(config)).made_from
+    if set(content_of(labelled).values()) != set(made_from["battles"].values()):
+        return "length buckets", buckets.predict(differences_of(data.battles, buckets.unit))
+    if len(data.ids) < 2:
+        return None
+    settings = structure(BaselineSettings, made_from["settings"])
+    return "length buckets (cross-validated)", held_out(data, config.labels, settings, FOLDS, seed)[0]

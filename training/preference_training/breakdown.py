@@ -109,6 +109,14 @@ def confusion_of(probabilities: Array, targets: Indices) -> tuple[tuple[int, ...
     return tuple(tuple(row) for row in counts.tolist())
 
 
+def confusion_shares_of(
+    probabilities: Array, targets: Indices, bootstrap: Bootstrap
+) -> tuple[tuple[Estimate | None, ...], ...]:
+    """The same as shares of each row, with their intervals; None in the row of a label that no battle has."""
+    decisions, labels = probabilities.argmax(axis=1), range(probabilities.shape[1])
+    return tuple(tuple(bootstrap.share(decisions == column, targets == row) for column in labels) for row in labels)
+
+
 def reliability_of(
     probabilities: Array, targets: Indices, labels: Sequence[str], bootstrap: Bootstrap
 ) -> dict[str, tuple[ReliabilityPoint, ...]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from preference_training import wording
 from preference_training.breakdown import ReliabilityPoint
 from preference_training.statistics import Estimate
 
@@ -63,7 +64,9 @@ def intervals(
     top = 34 if len(series) > 1 or references else 12
     bottom = top + height_of_row * len(rows)
     shown = [estimate for row in rows for estimate in row.estimates if estimate is not None]
-    axis = _axis([bound for e in shown for bound in (e.low, e.high)] + list(references.values()))
+    axis = _axis(
+        [value for e in shown for value in (e.value, e.low, e.high) if value is not None] + [*references.values()]
+    )
     parts = _grid(axis, top, bottom, axis_label)
     for number, (name, value) in enumerate(references.items()):
         parts.append(_line(axis(value), top, axis(value), bottom, "reference"))
@@ -77,10 +80,7 @@ def intervals(
                 continue
             y = middle + 16 * (number - (len(row.estimates) - 1) / 2)
             parts += _dot(axis, y, estimate, f"series{number}")
-            numbers = f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
-            if estimate.is_exact:
-                numbers = f"{estimate.value:.{digits}f}"
-            parts.append(_text(WIDTH - NUMBERS + 12, y + 4, numbers, f"small{strong}"))
+            parts.append(_text(WIDTH - NUMBERS + 12, y + 4, wording.bounds(estimate, digits), f"small{strong}"))
     if len(series) > 1:
         parts += _legend(series, NAMES, 12)
     return _svg(WIDTH, bottom + AXIS, title, parts)
@@ -106,7 +106,8 @@ def reliability(points: Mapping[str, Sequence[ReliabilityPoint]], title: str) ->
         parts.append(f'<polyline points="{path}" class="path series{number}"/>')
         for point in line:
             at = x(point.predicted)
-            parts.append(_line(at, y(point.observed.low), at, y(point.observed.high), f"interval series{number}"))
+            if point.observed.low is not None and point.observed.high is not None:
+                parts.append(_line(at, y(point.observed.low), at, y(point.observed.high), f"interval series{number}"))
             label = f"{point.battles} battles: predicted {point.predicted:.3f}, observed {point.observed.value:.3f}"
             parts.append(
                 f'<circle cx="{at}" cy="{y(point.observed.value)}" r="4" class="dot series{number}">'
@@ -140,15 +141,14 @@ def matrix(
             lines = texts[row][column].split("\n")
             for number, line in enumerate(lines):
                 at = y + cell_height / 2 + 5 + 16 * (number - (len(lines) - 1) / 2)
-                kind = "middle strong" if number == 0 else "middle small"
+                kind = "middle strong" if number == 0 else "middle small ink"
                 parts.append(_text(x + cell_width / 2, at, line, f"{kind}{' light' if shade > 0.5 else ''}"))
     return _svg(left + cell_width * len(columns) + 10, top + cell_height * len(rows) + 10, title, parts)
 
 
 def _axis(values: Sequence[float]) -> Axis:
-    """An axis round finite values, with a little room on both sides."""
-    finite = [value for value in values if math.isfinite(value)]
-    low, high = min(finite), max(finite)
+    """An axis round `values`, with a little room on both sides."""
+    low, high = min(values), max(values)
     room = (high - low) * 0.06 or 0.05
     return Axis(low - room, high + room, NAMES, WIDTH - NUMBERS)
 
@@ -165,7 +165,7 @@ def _grid(axis: Axis, top: float, bottom: float, label: str) -> list[str]:
 def _dot(axis: Axis, y: float, estimate: Estimate, kind: str) -> list[str]:
     """One estimate; without bounds, only its dot."""
     dot = f'<circle cx="{axis(estimate.value)}" cy="{y}" r="4.5" class="dot {kind}"/>'
-    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
+    if estimate.low is None or estimate.high is None:
         return [dot]
     return [_line(axis(estimate.low), y, axis(estimate.high), y, f"interval {kind}"), dot]
 

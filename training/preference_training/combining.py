@@ -5,6 +5,7 @@ Every fit is convex, but for the threshold, which is tried over a grid. It knows
 Members come as `log_probabilities` `[n, members, labels]`: as good as logits, which differ by a constant per row only.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from preference_core.combination import Combination, PostProcessing
 from preference_core.metrics import log_loss
+from preference_core.settings import Config, combination_of
 from preference_training.optimise import fit_log_linear, minimise_on_simplex
 from preference_training.statistics import Array, Indices
 
@@ -23,6 +25,18 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 TEMPERATURES = (0.05, 20.0)
 #: Thresholds that the threshold/multiplier rule is tried with; 0.75 is the published one.
 THRESHOLDS = tuple(round(0.4 + 0.05 * step, 2) for step in range(12))
+
+
+def combination_of_members(config: Config, names: Sequence[str]) -> Combination:
+    """The rule of `config` for some of its members alone, in the order of `names`: with their own weights."""
+    whole = combination_of(config)
+    places = [whole.members.index(name) for name in names]
+    return replace(
+        whole,
+        members=tuple(whole.members[place] for place in places),
+        weights=tuple(whole.weights[place] for place in places),
+        temperatures=tuple(whole.temperatures[place] for place in places),
+    )
 
 
 def with_weights(rule: Rule, start: Combination, log_probabilities: Array, targets: Indices) -> Combination:

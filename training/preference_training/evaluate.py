@@ -4,6 +4,7 @@ Predictions meet labels by id only. Every number that depends on which battles w
 knows nothing of models or of how results are shown.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from preference_core.metrics import log_losses
 from preference_core.settings import Config
-from preference_training.baseline import differences_of, read_baseline
+from preference_training.baseline import baseline_predictions
 from preference_training.breakdown import (
     Agreement,
     Group,
@@ -21,6 +22,7 @@ from preference_training.breakdown import (
     Share,
     agreement_of,
     confusion_of,
+    confusion_shares_of,
     groups_by_language,
     groups_by_length,
     groups_by_turns,
@@ -30,17 +32,22 @@ from preference_training.breakdown import (
 )
 from preference_training.predictions import ENSEMBLE, Predictions, read_predictions
 from preference_training.rows import LabelledBattles, read_labelled, rows_by_id
-from preference_training.statistics import Array, Bootstrap, Estimate, Indices, calibration_estimate
+from preference_training.statistics import Array, Bootstrap, Estimate, Indices, calibration_estimate, exactly
 from preference_training.swaps import SwapConsistency, swap_consistencies
 from preference_training.truncation import TruncationCost, truncation_costs
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good one source of predictions is. `dropped_tokens` counts what truncation cut, where that is known."""
+    """How good one source of predictions is.
+
+    `gain` is how much lower its log loss is than that of the class prior, battle by battle; None for what knows nothing
+    of a battle. `dropped_tokens` counts what truncation cut, where that is known.
+    """
 
     name: str
     log_loss: Estimate
+    gain: Estimate | None = None
     accuracy: Estimate | None = None
     calibration_error: Estimate | None = None
     dropped_tokens: int | None = None
@@ -51,14 +58,16 @@ class Evaluation:
     """Everything measured on `battles` battles. What concerns one source of predictions alone is of the ensemble.
 
     `scores` are those of the members, the ensemble, the length baseline (where one was fitted), the class prior and
-    the uniform guess. `confusion` counts battles by label (row) and by the most probable label (column).
-    `groups` has the results by `length`, `turns` and `language`. `swaps` needs predictions of the exchanged battles.
+    the uniform guess. `confusion` counts battles by label (row) and by the most probable label (column);
+    `confusion_shares` are the same as shares of each row. `groups` has the results by `length`, `turns` and `language`.
+    `swaps` needs predictions of the exchanged battles.
     """
 
     battles: int
     labels: tuple[str, ...]
     scores: tuple[Score, ...]
     confusion: tuple[tuple[int, ...], ...]
+    confusion_shares: tuple[tuple[Estimate | None, ...], ...]
     groups: Mapping[str, tuple[Group, ...]]
     reliability: Mapping[str, tuple[ReliabilityPoint, ...]]
     shares: tuple[Share, ...]
@@ -98,8 +107,9 @@ def evaluate(
     return Evaluation(
         battles=len(data.ids),
         labels=config.labels,
-        scores=(*_scores(read, data.targets, bootstrap), *_bands(config, data, bootstrap)),
+        scores=_scores(config, labelled, data, read, bootstrap),
         confusion=confusion_of(read.ensemble, data.targets),
+        confusion_shares=confusion_shares_of(read.ensemble, data.targets, bootstrap),
         groups=groups,
         reliability=reliability_of(read.ensemble, data.targets, config.labels, bootstrap),
         shares=shares_of(read.ensemble, data.targets, config.labels, bootstrap),
@@ -111,45 +121,36 @@ def evaluate(
     )
 
 
-def _scores(read: Predictions, targets: Indices, bootstrap: Bootstrap) -> list[Score]:
-    scores = [
-        _score(name, values, targets, bootstrap, int(read.dropped[name].sum()) if name in read.dropped else None)
-        for name, values in read.members.items()
-    ]
-    return [*scores, _score(ENSEMBLE, read.ensemble, targets, bootstrap)]
-
-
-def _score(
-    name: str, probabilities: Array, targets: Indices, bootstrap: Bootstrap, dropped: int | None = None
-) -> Score:
-    return Score(
-        name,
-        bootstrap.mean(log_losses(probabilities, targets)),
-        bootstrap.mean(probabilities.argmax(axis=1) == targets),
-        calibration_estimate(probabilities, targets, bootstrap),
-        dropped,
-    )
-
-
-def _bands(config: Config, data: LabelledBattles, bootstrap: Bootstrap) -> list[Score]:
-    """What needs no model: the length baseline, the class prior (shares of these very labels), the uniform guess."""
-    bands = []
-    buckets = read_baseline(config)
-    if buckets is not None:
-        by_length = buckets.predict(differences_of(data.battles, buckets.unit))
-        bands.append(_score("length buckets", by_length, data.targets, bootstrap))
+def _scores(
+    config: Config, labelled: Path, data: LabelledBattles, read: Predictions, bootstrap: Bootstrap
+) -> tuple[Score, ...]:
+    """Members, ensemble, length baseline, class prior (the shares of these very labels) and the uniform guess."""
     labels = len(config.labels)
-    shares = np.bincount(data.targets, minlength=labels) / len(data.targets)
-    for name, constant in {"class prior": shares, "uniform": np.full(labels, 1 / labels)}.items():
-        values = np.broadcast_to(constant, (len(data.targets), labels))
-        bands.append(
-            Score(
-                name,
-                bootstrap.mean(log_losses(values, data.targets)),
-                bootstrap.mean(values.argmax(axis=1) == data.targets) if name == "class prior" else None,
-            )
+    prior = np.broadcast_to(
+        np.bincount(data.targets, minlength=labels) / len(data.targets), (len(data.targets), labels)
+    )
+    prior_losses = log_losses(prior, data.targets)
+
+    def score(name: str, probabilities: Array, dropped: Indices | None = None) -> Score:
+        losses = log_losses(probabilities, data.targets)
+        return Score(
+            name,
+            bootstrap.mean(losses),
+            bootstrap.mean(prior_losses - losses),
+            bootstrap.mean(probabilities.argmax(axis=1) == data.targets),
+            calibration_estimate(probabilities, data.targets, bootstrap),
+            None if dropped is None else int(dropped.sum()),
         )
-    return bands
+
+    scores = [score(name, values, read.dropped.get(name)) for name, values in read.members.items()]
+    scores.append(score(ENSEMBLE, read.ensemble))
+    baseline = baseline_predictions(config, labelled, data, bootstrap.seed)
+    if baseline is not None:
+        scores.append(score(*baseline))
+    right = bootstrap.mean(prior.argmax(axis=1) == data.targets)
+    scores.append(Score("class prior", bootstrap.mean(prior_losses), accuracy=right))
+    scores.append(Score("uniform", exactly(math.log(labels))))
+    return tuple(scores)
 
 
 def _languages(labelled: Path, data: LabelledBattles) -> list[str] | None:

@@ -27,7 +27,7 @@ BASES_VERSION = 1
 
 @dataclass(frozen=True)
 class BattleCounts:
-    """How many battles each file gets, and the seed of all of them."""
+    """How many battles each file gets, and the seed of all of them. To be split, all of them are one file."""
 
     train: int = 2000
     validation: int = 500
@@ -46,8 +46,8 @@ class BattleCounts:
 
 @dataclass(frozen=True)
 class Generation:
-    """The table `[training]`: where battles come from (generated, or split from one file), how the length baseline is
-    fitted, and tiny bases by member.
+    """The table `[training]`: where battles come from (generated, split from one file, or one after the other), how the
+    length baseline is fitted, and tiny bases by member.
     """
 
     battles: BattleCounts | None = None
@@ -64,10 +64,12 @@ def generation_of(config: Config) -> Generation:
         if name not in names:
             raise ConfigError(f"`training.tiny` names an unknown member `{name}`", hint=nearest(name, names))
     if generation.battles is not None and generation.split is not None:
-        raise ConfigError(
-            f"`training.battles` and `training.split` would both write to `{config.build_folder / 'data'}`",
-            hint="Keep one of the two.",
-        )
+        source, generated = generation.split.source, source_file(config)
+        if Path(source) != generated:
+            raise ConfigError(
+                f"`training.split.source` is `{source}`; the battles of `[training.battles]` will be in `{generated}`",
+                hint=f"Let it be `{generated}`, or remove `[training.battles]`.",
+            )
     if generation.tiny and generation.battles is None:
         raise ConfigError("`training.tiny` needs `[training.battles]`: the tokenizers are trained on them")
     return generation
@@ -77,6 +79,27 @@ def battles_stage(config: Config, counts: BattleCounts) -> Stage:
     """The folder of `train.csv`, `validation.csv` and `test.csv`."""
     made_from = {"code": BATTLES_VERSION, "battles": plain(counts), "ties": has_ties(config)}
     return Stage(config.build_folder / "data", "battles", made_from)
+
+
+def source_file(config: Config) -> Path:
+    """The one file of generated battles that `[training.split]` splits."""
+    return config.build_folder / "source" / "battles.csv"
+
+
+def source_stage(config: Config, counts: BattleCounts) -> Stage:
+    """The folder of that file."""
+    made_from = {"code": BATTLES_VERSION, "battles": plain(counts), "ties": has_ties(config)}
+    return Stage(source_file(config).parent, "source", made_from)
+
+
+def make_source(folder: Path, counts: BattleCounts, ties: bool = True) -> dict[str, Any]:
+    """Writes as many battles into one file as the three would hold; returns the lowest log loss to be expected on it.
+
+    They begin with those of the training file, and none of their ids repeats.
+    """
+    battles = list(generate(sum(counts.splits().values()), counts.seed, "train", ties))
+    write_battles(folder / "battles.csv", battles, ties)
+    return {"battles": len(battles), "lowest_log_loss": round(lowest_log_loss(battles, ties), 4)}
 
 
 def has_ties(config: Config) -> bool:

@@ -27,7 +27,7 @@ from preference_training.report import report_of
 from preference_training.rows import read_battles, read_labelled
 from preference_training.statistics import Bootstrap
 from preference_training.tables import baseline_table, evaluation_tables, weights_table
-from preference_training.weights import fit_weights, judged_rows, weights_file
+from preference_training.weights import check_repeated, fit_weights, judged_rows, own_keys, weights_file
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -141,8 +141,13 @@ def weights_command(
     """
     settings = _config_before_weights(config)
     labelled = _named(battles, settings.data.validation, config, "data.validation")
-    target = output or included_file(config) or settings.build_folder / "weights.toml"
+    included, own = included_file(config), own_keys(config)
+    target = output or included or settings.build_folder / "weights.toml"
     _check_target(target, ".toml")
+    fitted = {"weights": True, "temperatures": temperatures, "post_processing": post_processing}
+    is_included = included is not None and target.resolve() == included.resolve()
+    if is_included:
+        check_repeated(config, target, [key for key, is_fitted in fitted.items() if is_fitted])
     rows = judged_rows(settings, predictions or [_validation_predictions(settings)], labelled)
     result = fit_weights(
         settings,
@@ -150,11 +155,14 @@ def weights_command(
         rule,
         temperatures=temperatures,
         post_processing=post_processing,
+        own=own,
         folds=folds,
         bootstrap=Bootstrap(seed=seed),
     )
-    target.write_text(weights_file(result.chosen), encoding="utf-8")
-    notes.print(f"{target}: written; `preference-export repository {config}` puts it into the repository")
+    kept = {key for key in own if not fitted.get(key)}
+    target.write_text(weights_file(result.chosen, leave_out=kept), encoding="utf-8")
+    use = f"`preference-export repository {config}` puts it into the repository"
+    notes.print(f"{target}: written; {use if is_included else f'name it by `combine.include` in `{config}` to use it'}")
     _show(result, [weights_table(settings, result)], as_json)
 
 

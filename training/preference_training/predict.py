@@ -5,7 +5,6 @@ of length, so that a batch holds little padding; results come back in the order 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 
 from preference_core.battle import Battle
-from preference_core.combination import Combination
 from preference_core.errors import ArtefactError, SystemFailure
 from preference_core.lengths import LengthBuckets, read_buckets
-from preference_core.settings import Config, Member, combination_of
+from preference_core.settings import Config, Member
+from preference_training.combining import combination_of_members
 from preference_training.encoding import tokenizer_of
 from preference_training.model import BASE_FILES, base_folder, check_machine, classifier, pooled_logits
 from preference_training.predictions import Predictions
@@ -55,7 +54,7 @@ def predict(
     for member, answer in zip(members, opened, strict=True):
         values, dropped[member.name] = answer(list(battles.values()))
         logits.append(values)
-    combination = _combination_of(config, members)
+    combination = combination_of_members(config, [member.name for member in members])
     stacked = np.stack(logits, axis=1)
     ensemble = combination.probabilities(stacked)
     for row, battle in enumerate(battles.values()):
@@ -182,16 +181,4 @@ def _check_head(member: Member, files: Sequence[Path], labels: int) -> None:
     raise ArtefactError(
         f"The {source} of `{member.name}` holds no trained head: there is no `{HEAD}`",
         hint='Save the adapter with `modules_to_save=["score"]`, or name one with `adapter`.',
-    )
-
-
-def _combination_of(config: Config, members: Sequence[Member]) -> Combination:
-    """The rule of `config` for some of its members."""
-    whole = combination_of(config)
-    places = [whole.members.index(member.name) for member in members]
-    return replace(
-        whole,
-        members=tuple(whole.members[place] for place in places),
-        weights=tuple(whole.weights[place] for place in places),
-        temperatures=tuple(whole.temperatures[place] for place in places),
     )

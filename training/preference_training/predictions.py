@@ -73,29 +73,26 @@ def read_predictions(path: Path, config: Config) -> Predictions:
     return Predictions(tuple(rows), _probabilities(path, table, config.labels), members, dropped)
 
 
-def read_member_predictions(paths: Sequence[Path], config: Config) -> Predictions:
-    """The predictions of every member of `config`, from files that may each hold some of them.
+def read_member_predictions(paths: Sequence[Path], config: Config) -> dict[Path, Predictions]:
+    """The predictions in files that may each hold some members of `config`, and all of them together.
 
-    Rows follow the first file, and so does `ensemble`. Raises `UserError` when a member is in none or in two of the
-    files, or when their ids differ.
+    Raises `UserError` when a member is in none or in two of the files.
     """
-    found: dict[str, tuple[Path, Predictions]] = {}
-    first: Predictions | None = None
+    files: dict[Path, Predictions] = {}
+    found: dict[str, Path] = {}
     for path in paths:
-        predictions = read_predictions(path, config)
-        first = first or predictions
-        for name in predictions.members:
+        files[path] = read_predictions(path, config)
+        for name in files[path].members:
             if name in found:
-                raise UserError(f"Both `{found[name][0]}` and `{path}` hold predictions of `{name}`")
-            found[name] = path, predictions.in_order_of(first.ids)
-    names = [member.name for member in config.members]
-    missing = [name for name in names if name not in found]
-    if missing or first is None:
+                raise UserError(f"Both `{found[name]}` and `{path}` hold predictions of `{name}`")
+            found[name] = path
+    missing = [member.name for member in config.members if member.name not in found]
+    if missing:
         raise UserError(
             f"There are no predictions of `{missing[0]}`, a member of `{config.name}`",
             hint=f"Name a file with the columns {', '.join(member_columns(missing[0], config.labels))}.",
         )
-    return Predictions(first.ids, first.ensemble, {name: found[name][1].members[name] for name in names}, {})
+    return files
 
 
 def write_predictions(path: Path, predictions: Predictions, labels: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from preference_training import charts
+from preference_training import charts, wording
 from preference_training.charts import Row
 from preference_training.evaluate import Evaluation, Score
 from preference_training.predictions import ENSEMBLE
@@ -70,21 +70,20 @@ def report_of(name: str, result: Evaluation) -> str:
 
 def _figures(result: Evaluation) -> list[Figure]:
     ensemble = _score_named(result, ENSEMBLE)
-    prior = _score_named(result, "class prior")
     figures = [_figure("log loss", ensemble.log_loss)]
     if ensemble.accuracy is not None and ensemble.calibration_error is not None:
         figures += [
             _figure("accuracy", ensemble.accuracy, percent=True),
             _figure("calibration error", ensemble.calibration_error, percent=True),
         ]
-    below = prior.log_loss.value - ensemble.log_loss.value
-    figures.append(Figure("below the class prior", f"{below:.4f}", f"class prior {prior.log_loss.value:.4f}"))
+    if ensemble.gain is not None:
+        figures.append(_figure("below the class prior", ensemble.gain))
     return figures
 
 
 def _figure(name: str, estimate: Estimate, percent: bool = False) -> Figure:
-    shown = [f"{v:.1%}" if percent else f"{v:.4f}" for v in (estimate.value, estimate.low, estimate.high)]
-    return Figure(name, shown[0], f"{shown[1]} to {shown[2]}")
+    value = f"{estimate.value:.1%}" if percent else f"{estimate.value:.4f}"
+    return Figure(name, value, wording.interval(estimate, 1 if percent else 4, percent))
 
 
 def _scores(result: Evaluation) -> Section:
@@ -94,19 +93,28 @@ def _scores(result: Evaluation) -> Section:
         for score in result.scores
         if score.accuracy is not None
     ]
+    gains = [
+        Row(score.name, (score.gain,), is_strong=score.name == ENSEMBLE)
+        for score in result.scores
+        if score.gain is not None
+    ]
+    below, zero = "log loss below the class prior", {"class prior": 0.0}
     return Section(
         "Scores",
         "Lower log loss is better. A source to the right of the uniform guess points to a bug; one that does not beat "
-        "the length buckets has learned little but who writes more.",
+        "the length buckets has learned little but who writes more. The second plot compares each source with the "
+        "class prior on the same battles: what lies to the right of the line is better, and surely so where the whole "
+        "interval does.",
         (
             charts.intervals(losses, "Log loss of each source", "log loss", digits=4),
+            charts.intervals(gains, "Log loss below the class prior", below, references=zero, digits=4),
             charts.intervals(right, "Accuracy of each source", "accuracy"),
         ),
     )
 
 
 def _reliability(result: Evaluation) -> Section:
-    points = {_short(label): line for label, line in result.reliability.items()}
+    points = {wording.outcome(label): line for label, line in result.reliability.items()}
     return Section(
         "Reliability",
         "Of the battles for which the ensemble gave an outcome some probability, the share in which it came true. "
@@ -116,16 +124,17 @@ def _reliability(result: Evaluation) -> Section:
 
 
 def _confusion(result: Evaluation) -> Section:
-    names = [_short(label) for label in result.labels]
-    shares = [[count / max(sum(row), 1) for count in row] for row in result.confusion]
+    names = [wording.outcome(label) for label in result.labels]
+    shades = [[share.value if share else 0.0 for share in row] for row in result.confusion_shares]
     texts = [
-        [f"{count:,}\n{share:.0%}" for count, share in zip(counts, row, strict=True)]
-        for counts, row in zip(result.confusion, shares, strict=True)
+        [f"{count:,}\n{wording.share(share)}" for count, share in zip(counts, row, strict=True)]
+        for counts, row in zip(result.confusion, result.confusion_shares, strict=True)
     ]
     return Section(
         "Confusion",
-        "Rows are the right outcome, columns the most probable one; shares are of the row.",
-        (charts.matrix(names, [f"predicted {name}" for name in names], shares, texts, "Confusion matrix"),),
+        "Rows are the right outcome, columns the most probable one. Below each number of battles: its share of the "
+        "row, with its interval.",
+        (charts.matrix(names, [f"predicted {name}" for name in names], shades, texts, "Confusion matrix"),),
     )
 
 
@@ -141,7 +150,7 @@ def _groups(result: Evaluation) -> list[Section]:
 
 
 def _position(result: Evaluation) -> Section:
-    rows = [Row(_short(share.label), (share.observed, share.predicted)) for share in result.shares]
+    rows = [Row(wording.outcome(share.label), (share.observed, share.predicted)) for share in result.shares]
     plots = [charts.intervals(rows, "Observed and predicted outcomes", "share", ("observed", "predicted"))]
     text = "How often each outcome happened, and its mean probability."
     if result.swaps:
@@ -200,8 +209,3 @@ def _stretched(share: float) -> float:
 
 def _score_named(result: Evaluation, name: str) -> Score:
     return next(score for score in result.scores if score.name == name)
-
-
-def _short(label: str) -> str:
-    """`winner_model_a` as people say it."""
-    return label.removeprefix("winner_").replace("model_a", "A wins").replace("model_b", "B wins")

@@ -5,7 +5,7 @@ Reads CSV and Parquet with the columns of the published files. It knows nothing 
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,14 +60,22 @@ def rows_by_id(path: Path) -> dict[str, Mapping[str, Any]]:
     return _values_by_id(path, lambda row: row)
 
 
+def new_id(row: Mapping[str, Any], known: Container[str]) -> str:
+    """The id of a row as text. Raises `UserError` when there is none (null or empty text), or it is `known` already."""
+    value = row.get("id")
+    identity = "" if value is None else str(value)
+    if not identity:
+        raise UserError("there is no id")
+    if identity in known:
+        raise UserError(f"the id `{identity}` is repeated")
+    return identity
+
+
 def _values_by_id(path: Path, value_of: Callable[[Mapping[str, Any]], T]) -> dict[str, T]:
     values: dict[str, T] = {}
     for number, row in enumerate(read_rows(path), start=1):
-        identity = str(row.get("id") or "")
         try:
-            if not identity or identity in values:
-                raise UserError(f"the id `{identity}` is repeated" if identity else "there is no id")
-            values[identity] = value_of(row)
+            values[new_id(row, values)] = value_of(row)
         except UserError as error:
             raise UserError(f"`{path}`, row {number}: {error.message}", error.hint) from None
     return values

@@ -20,7 +20,7 @@ from preference_core.lengths import difference_of
 from preference_core.metrics import target_of_row
 from preference_core.settings import Config
 from preference_core.structure import plain
-from preference_training.rows import json_turns, read_rows
+from preference_training.rows import json_turns, new_id, read_rows
 from preference_training.stages import Stage, content_of
 from preference_training.statistics import Array, Indices, quantile_edges
 
@@ -140,12 +140,11 @@ def assigned(strata: Indices, groups: Sequence[Hashable], shares: Sequence[float
 
 def _read(path: Path, labels: Sequence[str]) -> tuple[list[Mapping[str, Any]], list[str], Indices, Array]:
     """Rows, normalised prompts, target indices, and how much longer each first response is."""
-    rows, prompts, targets, leads, known = [], [], [], [], set()
+    rows, prompts, targets, leads = [], [], [], []
+    known: set[str] = set()
     for number, row in enumerate(read_rows(path), start=1):
-        identity = str(row.get("id") or "")
         try:
-            if not identity or identity in known:
-                raise UserError(f"the id `{identity}` is repeated" if identity else "there is no id")
+            identity = new_id(row, known)
             if None in row:
                 raise UserError("there are more values than columns")
             battle = battle_from_row(row, invalid_text="replace")

@@ -3,7 +3,6 @@
 Arrays in, numbers out. It knows nothing of battles or models.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,16 +20,21 @@ _DRAWS_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured number and the bounds of its 95 % interval."""
+    """A measured number and the bounds of its 95 % interval; None where the rows are too few to give any.
+
+    `is_exact` says that no other rows would have given another number. A sample whose rows are all alike is not exact:
+    its interval has no width, and tells how little that sample knows of its own spread.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    is_exact: bool = False
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether no other rows would have given another number, but for rounding."""
-        return math.isclose(self.low, self.high, abs_tol=1e-12)
+
+def exactly(value: float) -> Estimate:
+    """A number that does not depend on which rows were drawn."""
+    return Estimate(value, value, value, is_exact=True)
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,37 @@ class Bootstrap:
         """`statistic` of the column sums of `columns` `[rows, k]`, with its interval.
 
         It maps sums `[resamples, k]` to values `[resamples]`. Resamples whose value is not a number (no row of a rare
-        kind was drawn) are left out of the interval.
+        kind was drawn) are left out of the interval. One row has no interval.
         """
         values = np.asarray(columns, dtype=np.float64)
         values = values[:, None] if values.ndim == 1 else values
         measured = float(statistic(values.sum(axis=0, keepdims=True))[0])
+        if len(values) < 2:
+            return Estimate(measured, None, None)
         with np.errstate(invalid="ignore", divide="ignore"):
             drawn = statistic(self._sums(values))
         drawn = drawn[np.isfinite(drawn)]
+        if len(drawn) == 0:
+            return Estimate(measured, None, None)
         tail = 100 * (1 - LEVEL) / 2
-        low, high = np.percentile(drawn, [tail, 100 - tail]) if len(drawn) else (np.nan, np.nan)
+        low, high = np.percentile(drawn, [tail, 100 - tail])
         return Estimate(measured, float(low), float(high))
 
     def mean(self, values: npt.ArrayLike) -> Estimate:
         """The mean of `values` `[rows]`."""
         column = np.asarray(values, dtype=np.float64)
         return self.estimate(column, lambda sums: sums[:, 0] / len(column))
+
+    def share(self, holds: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_]) -> Estimate | None:
+        """The share of the rows `among` for which `holds` is true, both `[rows]`; None where there is no such row.
+
+        How many rows are `among` is drawn, too. One such row has no interval.
+        """
+        columns = np.stack([holds & among, among], axis=1)
+        if not among.any():
+            return None
+        estimate = self.estimate(columns, lambda sums: sums[:, 0] / sums[:, 1])
+        return estimate if among.sum() > 1 else Estimate(estimate.value, None, None)
 
     def _sums(self, columns: Array) -> Array:
         """Column sums of each resample, `[resamples, k]`."""

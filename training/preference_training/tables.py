@@ -8,8 +8,8 @@ from preference_core.settings import Config
 from preference_training.baseline import BaselineScore
 from preference_training.evaluate import Evaluation
 from preference_training.predictions import ENSEMBLE
-from preference_training.statistics import Estimate
 from preference_training.weights import Fitted
+from preference_training.wording import bounds, outcome, share, spread
 
 
 def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
@@ -19,14 +19,22 @@ def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
     )
     for score in result.scores:
         dropped = "" if score.dropped_tokens is None else f"{score.dropped_tokens:,}"
-        cells = (_shown(score.log_loss), _shown(score.accuracy, 3), _shown(score.calibration_error, 3), dropped)
-        scores.add_row(score.name, *cells, style="bold" if score.name == ENSEMBLE else None)
-    scores.caption = "± half of the 95 % bootstrap interval; dropped: tokens that truncation cut"
+        cells = (spread(score.log_loss), spread(score.accuracy, 3), spread(score.calibration_error, 3), dropped)
+        scores.add_row(_two_lines(score.name), *cells, style=_style(score.name))
+    scores.caption = (
+        "± half of the 95 % bootstrap interval (n/a: one battle has none); dropped: tokens that truncation cut"
+    )
     yield scores
+    gains = _table("Log loss below the class prior", "by (95 % interval)")
+    for score in result.scores:
+        if score.gain is not None:
+            gains.add_row(score.name, bounds(score.gain), style=_style(score.name))
+    yield gains
+    yield _confusion(result)
     groups = _table("The ensemble by group", "battles", "log loss", "accuracy")
     for kind in result.groups.values():
         for group in kind:
-            groups.add_row(group.name, f"{group.battles:,}", _shown(group.log_loss), _shown(group.accuracy, 3))
+            groups.add_row(group.name, f"{group.battles:,}", spread(group.log_loss), spread(group.accuracy, 3))
         groups.add_section()
     yield groups
     yield from _truncation(result)
@@ -34,16 +42,26 @@ def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
         swaps = _table("Responses exchanged", "same decision", "mean difference", "position bias")
         for swap in result.swaps:
             measured = (swap.same_decision, swap.mean_difference, swap.position_bias)
-            swaps.add_row(swap.name, *(_shown(estimate) for estimate in measured))
+            swaps.add_row(swap.name, *(spread(estimate) for estimate in measured))
         yield swaps
+
+
+def _confusion(result: Evaluation) -> Table:
+    table = _table("Right outcome (row), most probable one (column)", "battles")
+    for label in result.labels:
+        table.add_column(outcome(label), justify="right")
+    for label, counts, shares in zip(result.labels, result.confusion, result.confusion_shares, strict=True):
+        table.add_row(outcome(label), f"{sum(counts):,}", *map(share, shares))
+    table.caption = "share of the row and, in brackets, its 95 % interval"
+    return table
 
 
 def baseline_table(result: BaselineScore) -> Table:
     """The length baseline next to the class prior."""
     table = _table(f"Length baseline, {result.folds}-fold cross-validation on {result.battles:,} battles", "log loss")
-    table.add_row("length buckets", _bounds(result.log_loss), style="bold")
+    table.add_row("length buckets", bounds(result.log_loss), style="bold")
     table.add_row("class prior", f"{result.class_prior:.4f}")
-    table.add_row("gain", _bounds(result.gain))
+    table.add_row("gain", bounds(result.gain))
     return table
 
 
@@ -58,7 +76,7 @@ def weights_table(config: Config, result: Fitted) -> Table:
         if candidate.name == candidate.instead_of:
             gain, advice = "", ""
         else:
-            gain, advice = _shown(candidate.gain), "keep" if candidate.is_worth_it else "leave out"
+            gain, advice = spread(candidate.gain), "keep" if candidate.is_worth_it else "leave out"
         style = "bold" if candidate.combination == result.chosen else None
         table.add_row(candidate.name, weights, f"{candidate.cross_validated.value:.4f}", gain, advice, style=style)
     table.caption = (
@@ -73,25 +91,22 @@ def _truncation(result: Evaluation) -> Iterable[Table]:
     table = _table("What truncation cost", "battles cut", "tokens lost: prompt, A, B", "log loss if cut", "if whole")
     for cost in result.truncation:
         lost = "" if cost.tokens_lost is None else " / ".join(f"{count:,}" for count in cost.tokens_lost.values())
-        table.add_row(cost.name, f"{cost.battles_cut:,}", lost, _shown(cost.log_loss_cut), _shown(cost.log_loss_whole))
+        table.add_row(cost.name, f"{cost.battles_cut:,}", lost, spread(cost.log_loss_cut), spread(cost.log_loss_whole))
     yield table
 
 
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right")
     return table
 
 
-def _shown(estimate: Estimate | None, digits: int = 4) -> str:
-    if estimate is None:
-        return ""
-    if estimate.is_exact:
-        return f"{estimate.value:.{digits}f}"
-    return f"{estimate.value:.{digits}f} ±{(estimate.high - estimate.low) / 2:.{digits}f}"
+def _style(name: str) -> str | None:
+    return "bold" if name == ENSEMBLE else None
 
 
-def _bounds(estimate: Estimate) -> str:
-    return f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
+def _two_lines(name: str) -> str:
+    """A name with what is in brackets below it, so that 80 columns hold the table."""
+    return name.replace(" (", "\n(")

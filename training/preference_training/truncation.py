@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from preference_core.metrics import log_losses
-from preference_core.settings import Config, Member
+from preference_core.settings import Config, Member, is_hub_id
 from preference_core.tensors import FIELDS
 from preference_core.tokenisation import SETTINGS_FILE, TOKENIZER_FILE, BattleTokenizer, settings_of_checkpoint
 from preference_training.choice import chosen_members
@@ -64,14 +64,26 @@ def truncation_costs(
 
 
 def _tokenizer_of(config: Config, member: Member) -> BattleTokenizer | None:
-    """The tokenizer that was exported for a member, if it is the configured one, else that of its local base."""
-    exported, base = config.build_folder / "members" / member.name, Path(member.base)
+    """The tokenizer that was exported for a member, if it is the configured one, else that of its base."""
+    exported = config.build_folder / "members" / member.name
     if (exported / SETTINGS_FILE).is_file():
         found = BattleTokenizer.from_folder(exported)
         expected = member.template, member.max_tokens, member.truncation
         if (found.settings.template, found.settings.max_tokens, found.settings.truncation) == expected:
             return found
-    if (base / TOKENIZER_FILE).is_file():
-        tokenizer = Tokenizer.from_file(str(base / TOKENIZER_FILE))
-        return BattleTokenizer(tokenizer, settings_of_checkpoint(base, member))
-    return None
+    base = _base_folder(member)
+    if base is None:
+        return None
+    return BattleTokenizer(Tokenizer.from_file(str(base / TOKENIZER_FILE)), settings_of_checkpoint(base, member))
+
+
+def _base_folder(member: Member) -> Path | None:
+    """The folder with the tokenizer of a member's base; of a hub id, that in the local cache: nothing is fetched."""
+    folder = Path(member.base)
+    if is_hub_id(member.base):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(member.base, TOKENIZER_FILE, revision=member.revision)
+        folder = Path(cached).parent if isinstance(cached, str) else folder
+    files = (TOKENIZER_FILE, "tokenizer_config.json")
+    return folder if all((folder / name).is_file() for name in files) else None

@@ -17,11 +17,14 @@ from preference_training.choice import chosen_members
 from preference_training.generate import generation_of
 from preference_training.recipe import recipe_of
 from preference_training.shapes import shape_of
+from preference_training.split import Split
 from preference_training.toml import toml_text
 
 LAYERS = 3
 HEAD_DIM = 24
 BATTLES = {"train": 400, "validation": 120, "test": 120, "seed": 42}
+#: Battles of the twin's 640 that are kept where the real split draws a sample.
+SAMPLE = 600
 
 #: Tokens of the twin for each of the real one, within bounds: generated battles have about 100.
 TOKEN_SCALE = 192 / 2048
@@ -70,6 +73,7 @@ def twin_of(source: Path) -> dict[str, Any]:
         "data": {**data, "sample": data["validation"]},
         "training": {
             "battles": BATTLES,
+            **_split(name, generation.split),
             "baseline": plain(generation.baseline),
             "tiny": {
                 member.name: _base(member, shapes[member.name], seed) for seed, member in enumerate(classifiers, 1)
@@ -87,6 +91,16 @@ def _check(twin: Mapping[str, Any]) -> None:
     generation_of(checked)
     for member in chosen_members(checked, None, "classifier"):
         recipe_of(member).layers(LAYERS)
+
+
+def _split(name: str, split: Split | None) -> dict[str, Any]:
+    """The real split of the twin's generated battles: its shares, strata and seed."""
+    if split is None:
+        return {}
+    table = {**plain(split), "source": f"build/{name}/source/battles.csv"}
+    if split.sample is not None:
+        table["sample"] = SAMPLE
+    return {"split": table}
 
 
 def _combine(name: str, config: Config, given: Mapping[str, Any]) -> dict[str, Any]:

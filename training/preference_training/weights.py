@@ -3,7 +3,8 @@
 What is judged is the `Combination` that serving applies. Predictions meet labels by id only. It knows no models.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,15 @@ from preference_core.combination import Combination, PostProcessing
 from preference_core.errors import UserError
 from preference_core.metrics import log_loss, log_losses
 from preference_core.settings import Config, combination_of
-from preference_training.combining import RULES, Rule, with_post_processing, with_temperatures, with_weights
-from preference_training.predictions import read_member_predictions
+from preference_training.combining import (
+    RULES,
+    Rule,
+    combination_of_members,
+    with_post_processing,
+    with_temperatures,
+    with_weights,
+)
+from preference_training.predictions import Predictions, read_member_predictions
 from preference_training.rows import read_labelled
 from preference_training.statistics import Array, Bootstrap, Estimate, Indices, folds_of
 
@@ -55,7 +63,7 @@ class Candidate:
     @property
     def is_worth_it(self) -> bool:
         """Whether the gain is outside the noise: its whole interval is above 0."""
-        return self.gain.low > 0
+        return self.gain.low is not None and self.gain.low > 0
 
 
 @dataclass(frozen=True)
@@ -74,11 +82,12 @@ def judged_rows(config: Config, predictions: Sequence[Path], labelled: Path) -> 
     Battles that the configuration answers without the members (`combine.fixed`) are left out.
     """
     data = read_labelled(labelled, config.labels)
-    read = read_member_predictions(predictions, config).in_order_of(data.ids)
-    stacked = np.stack([read.members[member.name] for member in config.members], axis=1)
-    log_probabilities = np.log(np.maximum(stacked, _SMALLEST))
+    files = {path: read.in_order_of(data.ids) for path, read in read_member_predictions(predictions, config).items()}
+    members = {name: values for read in files.values() for name, values in read.members.items()}
+    log_probabilities = _log_probabilities(members, [member.name for member in config.members])
     kept = [row for row, battle in enumerate(data.battles) if battle.special_case() not in config.combine.fixed]
-    _check_temperatures(config, log_probabilities[kept], read.ensemble[kept])
+    for path, read in files.items():
+        _check_temperatures(config, path, read, kept)
     order = sorted(kept, key=lambda row: data.ids[row])
     return Judged(tuple(data.ids[row] for row in order), log_probabilities[order], data.targets[order])
 
@@ -90,10 +99,15 @@ def fit_weights(
     *,
     temperatures: bool = False,
     post_processing: bool = False,
+    own: Container[str] = (),
     folds: int = 5,
     bootstrap: Bootstrap | None = None,
 ) -> Fitted:
-    """Fits every candidate, cross-validated over `folds`; chooses `rule` with those extras that were asked for."""
+    """Fits every candidate, cross-validated over `folds`; chooses `rule` with those extras that were asked for.
+
+    `own` are the keys that the configuration file gives itself (see `own_keys`): a `post_processing` among them will be
+    applied to whatever is fitted, so every candidate but the one that replaces it is judged with it.
+    """
     bootstrap, folds = bootstrap or Bootstrap(), min(folds, len(rows.ids))
     if folds < 2:
         raise UserError(f"{len(rows.ids)} battles are too few to fit weights on", hint="Some hundred are needed.")
@@ -102,13 +116,17 @@ def fit_weights(
         tuple(member.name for member in config.members),
         (1 / len(config.members),) * len(config.members),
         config.combine.average,
+        post_processing=config.combine.post_processing if "post_processing" in own else None,
     )
     before: str = "temperatures" if temperatures else rule
     fits: dict[str, tuple[str, Fit]] = {"equal": ("equal", lambda p, t: equal)}
     for each in RULES:
         fits[each] = "equal", partial(with_weights, each, equal)
     fits["temperatures"] = rule, lambda p, t: with_weights(rule, with_temperatures(equal, p, t), p, t)
-    fits["post-processing"] = before, lambda p, t: with_post_processing(fits[before][1](p, t), p, t)
+    fits["post-processing"] = (
+        before,
+        lambda p, t: with_post_processing(replace(fits[before][1](p, t), post_processing=None), p, t),
+    )
 
     losses = {name: _held_out_losses(fit, rows, folds, bootstrap.seed) for name, (_, fit) in fits.items()}
     candidates = {}
@@ -131,13 +149,32 @@ def fit_weights(
     )
 
 
-def weights_file(combination: Combination) -> str:
-    """The text that `[combine] include = "weights.toml"` reads; temperatures and multipliers where there are any."""
+def own_keys(config: Path) -> frozenset[str]:
+    """The keys that `[combine]` of a configuration file gives itself, and does not take from the file it includes."""
+    combine = tomllib.loads(config.read_text(encoding="utf-8")).get("combine", {})
+    return frozenset(combine) - {"include"}
+
+
+def check_repeated(config: Path, included: Path, keys: Iterable[str]) -> None:
+    """Refuses to write `keys` into the file that `config` includes where it gives one of them itself."""
+    for key in sorted(own_keys(config).intersection(keys)):
+        option = "" if key == "weights" else f", leave out `--{key.replace('_', '-')}`"
+        raise UserError(
+            f"`combine.{key}` is given in `{config}`, and would be given once more in `{included}`, which it includes",
+            hint=f"Remove it from `{config}`{option}, or name another file with `--output`.",
+        )
+
+
+def weights_file(combination: Combination, leave_out: Container[str] = ()) -> str:
+    """The text that `[combine] include = "weights.toml"` reads; temperatures and multipliers where there are any.
+
+    `leave_out` are keys that the including file gives.
+    """
     lines = [f"weights = {_inline(zip(combination.members, combination.weights, strict=True))}"]
-    if any(temperature != 1 for temperature in combination.temperatures):
+    if "temperatures" not in leave_out and any(temperature != 1 for temperature in combination.temperatures):
         lines.append(f"temperatures = {_inline(zip(combination.members, combination.temperatures, strict=True))}")
     rule = combination.post_processing
-    if rule is not None:
+    if "post_processing" not in leave_out and rule is not None:
         multipliers = _inline(rule.multipliers.items())
         lines.append(f"post_processing = {{ threshold = {rule.threshold!r}, multipliers = {multipliers} }}")
     return "\n".join(["# Written by `preference-train weights`; name it by `[combine] include`.", *lines, ""])
@@ -167,18 +204,27 @@ def _as_served(combination: Combination, config: Config) -> Combination:
     )
 
 
-def _check_temperatures(config: Config, log_probabilities: Array, ensemble: Array) -> None:
-    """Refuses predictions that this configuration did not make, where it has temperatures.
+def _log_probabilities(members: Mapping[str, Array], names: Sequence[str]) -> Array:
+    """Logarithms `[n, names, labels]` of the members' probabilities."""
+    values: Array = np.log(np.maximum(np.stack([members[name] for name in names], axis=1), _SMALLEST))
+    return values
 
-    They are already in the members' columns then, and the fitted ones are multiplied by them.
+
+def _check_temperatures(config: Config, path: Path, read: Predictions, kept: Sequence[int]) -> None:
+    """Refuses a file of predictions that this configuration did not make, where it has temperatures.
+
+    They are already in the members' columns then, and the fitted ones are multiplied by them. The file's ensemble,
+    which is that of the members in this file, tells; in the rows `kept` at least, where the members answer.
     """
-    configured = combination_of(config)
-    if all(temperature == 1 for temperature in configured.temperatures):
+    names = list(read.members)
+    if not names or all(temperature == 1 for temperature in combination_of(config).temperatures):
         return
-    expected = replace(configured, temperatures=()).probabilities(log_probabilities)
-    if np.abs(expected - ensemble).max(initial=0.0) > _SAME_PROBABILITY:
+    configured = replace(combination_of_members(config, names), temperatures=())
+    expected = configured.probabilities(_log_probabilities(read.members, names))
+    if np.abs(expected - read.ensemble)[kept].max(initial=0.0) > _SAME_PROBABILITY:
         raise UserError(
-            "`combine.temperatures` are configured, and these predictions were not made with this configuration",
+            f"`combine.temperatures` are configured, and the predictions in `{path}` were not made with this "
+            "configuration",
             hint="Predict again with it, or remove the temperatures from it and predict without them.",
         )
 

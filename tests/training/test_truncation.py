@@ -1,0 +1,69 @@
+"""What truncation cost by field: wherever the tokenizer of a member is on this machine."""
+
+import csv
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from preference_core.settings import LABELS_THREE_WAY, load_config
+from preference_training.encoding import tokenizer_of
+from preference_training.evaluate import evaluate
+from preference_training.rows import read_labelled
+from preference_training.tiny_tokenizer import train_tokenizer
+
+REVISION = "c5ebcd40d208330abc697524c919956e692655cf"
+CONFIG = f"""
+name = "small"
+[[member]]
+name = "gemma"
+base = "google/gemma-2-2b"
+revision = "{REVISION}"
+adapter = "checkpoints/gemma"
+template = "gemma"
+max_tokens = 48
+"""
+BATTLES = [("short", "yes", "no"), ("why " * 30, "because", "no"), ("what?", "so " * 40, "it is " * 20)]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A working directory with battles, predictions of a member whose base is a hub id, and an empty cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    Path("small.toml").write_text(CONFIG)
+    with Path("test.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "prompt", "response_a", "response_b", *LABELS_THREE_WAY])
+        rows.writerows([number, *battle, 1, 0, 0] for number, battle in enumerate(BATTLES))
+    with Path("predictions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", *LABELS_THREE_WAY, *(f"gemma_{label}" for label in LABELS_THREE_WAY)])
+        rows.writerows([number, *(0.5, 0.3, 0.2) * 2] for number in range(len(BATTLES)))
+    return tmp_path / "cache" / "models--google--gemma-2-2b" / "snapshots"
+
+
+def costs():
+    return evaluate(load_config("small.toml"), Path("predictions.csv"), Path("test.csv")).truncation
+
+
+def test_a_base_on_the_hub_is_read_from_the_cache(cache):
+    assert costs() == ()
+    folder = cache / REVISION
+    folder.mkdir(parents=True)
+    train_tokenizer("gemma2", [" ".join(battle) for battle in BATTLES], 700).save(folder)
+    (cost,) = costs()
+    tokenizer = tokenizer_of(load_config("small.toml").members[0], folder)
+    dropped = [tokenizer.encode(battle).dropped for battle in read_labelled(Path("test.csv"), LABELS_THREE_WAY).battles]
+    assert cost.battles_cut == sum(map(any, dropped)) < len(BATTLES)
+    assert list(cost.tokens_lost.values()) == [sum(field) for field in zip(*dropped, strict=True)]
+    assert sum(cost.tokens_lost.values()) > 40
+
+
+@pytest.mark.parametrize("absent", ["revision", "tokenizer.json", "tokenizer_config.json"])
+def test_another_revision_or_half_a_tokenizer_tells_nothing(cache, absent):
+    folder = cache / ("0" * 40 if absent == "revision" else REVISION)
+    folder.mkdir(parents=True)
+    train_tokenizer("gemma2", [" ".join(battle) for battle in BATTLES], 700).save(folder)
+    (folder / absent).unlink(missing_ok=True)
+    assert costs() == ()
