@@ -28,12 +28,16 @@ _BEGUN = ".begun"
 
 @dataclass(frozen=True)
 class Stage:
-    """One folder to make. `made_from` is all that decides its content; `packages` those whose version does too."""
+    """One folder to make. `made_from` is all that decides its content; `packages` those whose version does too.
+
+    `replaces` are other kinds of this program's folders that may give way to it, because they can be made again.
+    """
 
     folder: Path
     kind: str
     made_from: Mapping[str, Any]
     packages: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,7 +46,8 @@ class Stage:
     def is_up_to_date(self) -> bool:
         """Whether the folder is whole and was made from the same; what it holds is checked against its manifest.
 
-        Raises `UserError` when the folder exists and no stage of this kind made it: it is not ours to replace.
+        Raises `UserError` when the folder exists and no stage of this kind, or of one that gives way to it, made it: it
+        is not ours to replace.
         """
         if not self.folder.exists():
             return False
@@ -50,6 +55,8 @@ class Stage:
             manifest = read_manifest(self.folder)
         except ArtefactError:
             manifest = None
+        if manifest is not None and manifest.kind in self.replaces:
+            return False
         if manifest is None or manifest.kind != self.kind:
             raise UserError(
                 f"`{self.folder}` exists, and is not a folder of {self.kind} that this command made",
