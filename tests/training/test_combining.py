@@ -5,9 +5,10 @@ import pytest
 
 from preference_core.combination import Combination, softmax
 from preference_core.metrics import log_loss
-from preference_core.settings import LABELS_THREE_WAY
+from preference_core.settings import LABELS_THREE_WAY, Combine, Config, Member
 from preference_training.combining import (
     THRESHOLDS,
+    combination_of_members,
     least_log_loss_weights,
     with_post_processing,
     with_temperatures,
@@ -21,6 +22,14 @@ def drawn(count, noise, seed=0):
     scores = generator.normal(size=(count, 3))
     targets = np.array([generator.choice(3, p=p) for p in softmax(scores)])
     return targets, [softmax(scores + deviation * generator.normal(size=scores.shape)) for deviation in noise]
+
+
+def test_members_that_the_ensemble_leaves_out_have_a_rule_of_their_own():
+    members = tuple(Member(name, f"bases/{name}", "gemma", 64) for name in ("x", "y", "z"))
+    config = Config("some", members, combine=Combine(weights={"x": 0.0, "y": 0.75, "z": 0.0}))
+    assert combination_of_members(config, ["y", "x"]).weights == (0.75, 0.0)
+    assert combination_of_members(config, ["x"]).weights == (1.0,)
+    assert combination_of_members(config, ["z", "x"]).members == ("z", "x")
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])

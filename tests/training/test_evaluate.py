@@ -192,6 +192,13 @@ def test_a_label_that_no_battle_has_has_no_shares(targets):
     run("evaluate", "small.toml", "--json")
 
 
+def test_scores_on_the_battles_that_were_trained_on_come_with_a_warning(targets):
+    assert "holds the battles that were trained on" in run("evaluate", "small.toml").stderr
+    Path("train.csv").write_text(Path("test.csv").read_text().replace("why?", "how?"))
+    Path("small.toml").write_text(CONFIG.replace('train = "test.csv"', 'train = "train.csv"'))
+    assert "trained on" not in run("evaluate", "small.toml").stderr
+
+
 def test_no_table_is_wider_than_80_columns_or_breaks_a_number(targets):
     run("baseline", "small.toml")
     write_predictions("symmetric.csv", {"gemma": judge(1), "llama": judge(2)})

@@ -25,6 +25,7 @@ from preference_training.predictions import write_predictions
 from preference_training.progress import make_stage, notes
 from preference_training.report import report_of
 from preference_training.rows import read_battles, read_labelled
+from preference_training.stages import is_same_file
 from preference_training.statistics import Bootstrap
 from preference_training.tables import baseline_table, evaluation_tables, weights_table
 from preference_training.weights import check_repeated, fit_weights, judged_rows, own_keys, weights_file
@@ -112,6 +113,8 @@ def evaluate_command(
     source = predictions or settings.build_folder / "predictions.csv"
     if report is not None:
         _check_target(report, ".html")
+    if settings.data.train is not None and is_same_file(labelled, Path(settings.data.train)):
+        notes.print(f"warning: `{labelled}` holds the battles that were trained on: scores on them flatter the members")
     if read_baseline(settings) is None:
         notes.print(f"There is no length baseline to compare with; `preference-train baseline {config}` fits it.")
     result = evaluate(settings, source, labelled, swapped=swapped, symmetric=symmetric, bootstrap=Bootstrap(seed=seed))

@@ -97,6 +97,13 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether both are there, and hold the same bytes."""
+    if not (one.is_file() and other.is_file()) or one.stat().st_size != other.stat().st_size:
+        return False
+    return sha256_of(one) == sha256_of(other)
+
+
 def content_of(path: Path) -> dict[str, str]:
     """SHA-256 of a file, or of every file of a folder but its manifest, by name: an input in `made_from`."""
     if path.is_file():
