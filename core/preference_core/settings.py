@@ -109,7 +109,8 @@ class Build:
 class Member:
     """One classifier of the ensemble: where its weights are, how it reads a battle, and how it is served.
 
-    Several `adapter`s (of folds, say) become one member whose weights are the mean of the merged ones. `base_rounding`
+    Several `adapter`s (of folds, say) become one member whose weights are the mean of the merged ones;
+    `adapter_revision` then may be a list, too, with "" for those that are folders. `base_rounding`
     merges into the base as bitsandbytes rounds it in training, and not as it is stored. `adapter_base` accepts adapters
     that name this hub id as their base although `base` is another (a copy of the same weights).
 
@@ -123,7 +124,7 @@ class Member:
     max_tokens: int = 0
     adapter: str | tuple[str, ...] | None = None
     revision: str | None = None
-    adapter_revision: str | None = None
+    adapter_revision: str | tuple[str, ...] | None = None
     adapter_base: str | None = None
     base_rounding: Rounding = "none"
     truncation: Truncation = field(default_factory=Truncation)
@@ -159,6 +160,13 @@ class Member:
             return ()
         return (self.adapter,) if isinstance(self.adapter, str) else self.adapter
 
+    @property
+    def adapter_revisions(self) -> tuple[str | None, ...]:
+        """The revision of each adapter; None for those that are folders."""
+        if isinstance(self.adapter_revision, tuple):
+            return tuple(revision or None for revision in self.adapter_revision)
+        return (self.adapter_revision,) * len(self.adapters)
+
     def _check_classifier(self) -> None:
         if not self.template:
             raise ConfigError("`template` is missing")
@@ -166,6 +174,11 @@ class Member:
         _at_least("max_tokens", self.max_tokens, 16)
         if self.adapter == ():
             raise ConfigError("`adapter` is an empty list", hint="Leave it out where the base brings its own head.")
+        if len(self.adapter_revisions) != len(self.adapters):
+            raise ConfigError(
+                f"`adapter_revision` has {len(self.adapter_revisions)} entries, `adapter` has {len(self.adapters)}",
+                hint='One for each adapter, "" for a folder; or one text for all.',
+            )
         self._check_quantisation()
 
     def _check_length_buckets(self) -> None:

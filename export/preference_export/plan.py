@@ -90,7 +90,11 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
         bytes_out=sum(spec.bytes for spec in written.values()),
         export_memory_bytes=IDLE_BYTES + BYTES_PER_MERGED_WEIGHT * largest,
         check_memory_bytes=IDLE_BYTES + 4 * total,
-        missing=tuple(f"adapter {location}" for location in member.adapters if _is_missing(member, location)),
+        missing=tuple(
+            f"adapter {location}"
+            for location, revision in zip(member.adapters, member.adapter_revisions, strict=True)
+            if revision is None and not (Path(location) / ADAPTER_WEIGHTS).is_file()
+        ),
         scores_bytes=SCORE_BYTES * architecture.scores(sequences, member.max_tokens),
         profiles=profiles_of(member.max_tokens, sequences) if member.engine == "tensorrt" else (),
     )
@@ -149,10 +153,6 @@ def _base(member: Member) -> tuple[Any, str, int]:
 
 def _stored_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-def _is_missing(member: Member, adapter: str) -> bool:
-    return member.adapter_revision is None and not (Path(adapter) / ADAPTER_WEIGHTS).is_file()
 
 
 def _lines(plan: MemberPlan) -> list[str]:

@@ -30,8 +30,8 @@ class Source:
 def source_of(member: Member) -> Source:
     """Finds (or fetches) base and adapters."""
     base = locate(member.base, member.revision)
-    adapters = (locate(location, member.adapter_revision, "adapter") for location in member.adapters)
-    return Source(base, tuple(adapters))
+    pinned = zip(member.adapters, member.adapter_revisions, strict=True)
+    return Source(base, tuple(locate(location, revision, "adapter") for location, revision in pinned))
 
 
 def is_here(member: Member) -> bool:

@@ -145,6 +145,15 @@ def test_an_adapter_or_a_rounding_that_means_nothing_is_refused(load, line, mess
         load(MINIMAL.replace('template = "gemma"', f'template = "gemma"\n{line}'))
 
 
+def test_every_adapter_may_have_a_revision_of_its_own(load):
+    text = MINIMAL.replace('base = "bases/gemma"', 'base = "bases/gemma"\nadapter = ["a/one", "folds/two"]{}', 1)
+    assert load(text.format("")).members[0].adapter_revisions == (None, None)
+    assert load(text.format('\nadapter_revision = "abc"')).members[0].adapter_revisions == ("abc", "abc")
+    assert load(text.format('\nadapter_revision = ["abc", ""]')).members[0].adapter_revisions == ("abc", None)
+    with pytest.raises(ConfigError, match="`adapter_revision` has 1 entries, `adapter` has 2"):
+        load(text.format('\nadapter_revision = ["abc"]'))
+
+
 LENGTH = """
 name = "tiny"
 

@@ -201,6 +201,14 @@ def test_an_adapter_that_was_not_trained_yet_is_one_error_with_a_hint(small):
     assert "preference-train fit" in caught.value.hint
 
 
+def test_a_mean_of_several_adapters_is_left_to_the_export(small):
+    one = 'adapter = "build/small/adapters/gemma"'
+    Path("small.toml").write_text(CONFIG.replace(one, one.replace("= ", "= [") + ', "build/small/adapters/llama"]'))
+    with pytest.raises(UserError, match="`gemma` is the mean of 2 adapters") as caught:
+        predicted(load_config("small.toml"))
+    assert "preference-score" in caught.value.hint
+
+
 def test_a_recipe_that_needs_a_gpu_says_so(small):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

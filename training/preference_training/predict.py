@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 
 from preference_core.battle import Battle
-from preference_core.errors import ArtefactError, SystemFailure
+from preference_core.errors import ArtefactError, SystemFailure, UserError
 from preference_core.lengths import LengthBuckets, read_buckets
 from preference_core.settings import Config, Member
 from preference_training.combining import combination_of_members
@@ -110,10 +110,15 @@ def load_member(member: Member, base: Path, adapter: Path | None, labels: int) -
 
 def adapter_folder(member: Member) -> Path:
     """The folder of a member's adapter; a hub id is fetched at its revision (safetensors and JSON only)."""
-    location = str(member.adapter)
-    if member.adapter_revision is not None:
+    if len(member.adapters) > 1:
+        raise UserError(
+            f"`{member.name}` is the mean of {len(member.adapters)} adapters, which only an export makes",
+            hint="Export and serve it, and score with `preference-score`.",
+        )
+    (location,), (revision,) = member.adapters, member.adapter_revisions
+    if revision is not None:
         try:
-            return Path(snapshot_download(location, revision=member.adapter_revision, allow_patterns=list(BASE_FILES)))
+            return Path(snapshot_download(location, revision=revision, allow_patterns=list(BASE_FILES)))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise SystemFailure(
                 f"`{location}`, the adapter of `{member.name}`, cannot be fetched: {error}",
