@@ -4,7 +4,6 @@ The network is strongly typed: dtypes are those of the graph, and nothing here c
 the graph came from, nor what becomes of the engine.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ SHOWN_REFUSALS = 20
 
 #: Called with the phase TensorRT is in, its steps, and how many are done.
 Progress = Callable[[str, int, int], None]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,8 +105,8 @@ def check_operators(path: Path) -> None:
 
 def build_engine(
     source: Path, target: Path, profiles: tuple[Profile, ...], build: Build, cache: Path, progress: Progress
-) -> None:
-    """Writes the engine of the ONNX file `source` (external data beside it) to `target`.
+) -> list[str]:
+    """Writes the engine of the ONNX file `source` (external data beside it) to `target`; returns TensorRT's warnings.
 
     `cache` keeps what TensorRT measured, for the next build; it is made if need be. Raises `ArtefactError` with every
     error of the parser, `SystemFailure` when the build fails.
@@ -140,21 +137,23 @@ def build_engine(
         raise SystemFailure(f"TensorRT could not build an engine from `{source}`: {'; '.join(log.errors[-3:])}")
     with target.open("wb") as file:
         file.write(plan)
+    return list(log.warnings)
 
 
 def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Passes warnings on, and keeps errors for the message that is about to be raised."""
+        """Keeps errors for the message that is about to be raised, and each warning once."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                logger.info("TensorRT: %s", message)
+            elif severity == trt.ILogger.WARNING and message not in self.warnings:
+                self.warnings.append(message)
 
     return Logger()
 

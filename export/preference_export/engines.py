@@ -45,8 +45,9 @@ def build_member_engine(config: Config, member: Member, progress: Progress) -> b
     profiles = profiles_of(member.max_tokens, config.serving.max_batch_size)
     with replaced(folder) as part:
         source = folder_of(config, member) / MODEL_FILE
-        build_engine(source, part / PLAN_FILE, profiles, member.build, folder.parent / TIMING_CACHE, progress)
-        details = {"gpu_architecture": gpu_architecture(), "profiles": plain(profiles)}
+        cache = folder.parent / TIMING_CACHE
+        warnings = build_engine(source, part / PLAN_FILE, profiles, member.build, cache, progress)
+        details = {"gpu_architecture": gpu_architecture(), "profiles": plain(profiles), "warnings": warnings}
         write_manifest(part, KIND, made_from=made_from, versions=made_by, details=details)
     return True
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from preference_core.errors import escape_control_characters
 from preference_core.manifest import read_manifest
 from preference_core.settings import Member
 from preference_export import member as members
@@ -135,8 +136,14 @@ def _engine(run: Run, member: Member) -> None:
         changed = build_member_engine(run.config, member, report)
     folder = engine_folder(run.config, member)
     manifest = read_manifest(folder)
-    facts = {**manifest.versions, "gpu_architecture": manifest.details["gpu_architecture"]}
+    facts = {
+        "tensorrt": manifest.versions["tensorrt"],
+        "gpu_architecture": manifest.details["gpu_architecture"],
+        "warnings": len(manifest.details["warnings"]),
+    }
     run.add("engine", member.name, changed=changed, folder=folder, **facts)
+    for warning in manifest.details["warnings"] if changed else ():
+        sys.stderr.write(f"note: TensorRT: {escape_control_characters(warning)}\n")
 
 
 def _check(run: Run, member: Member, source: Source, *, again: bool) -> None:
