@@ -56,7 +56,7 @@ def calibrate_member(config: Config, member: Member, source: Source, reference: 
     sample_path = sample_of(config)
     settings = {key: plain(getattr(member, key)) for key in ("template", "max_tokens", "truncation", "base_rounding")}
     made_from = {"settings": settings, "inputs": input_hashes(source), "sample": sha256_of(sample_path)}
-    made_by = {"nvidia-modelopt": _modelopt_version(), **versions()}
+    made_by = {**_modelopt_version(), **versions()}
     if _is_current(calibration_folder(config, member), made_from, made_by):
         return False
     sequences = tokenised(member, source, read_sample(sample_path, config.labels))
@@ -138,18 +138,19 @@ def _quiet() -> Any:
         yield
 
 
-def _modelopt_version() -> str:
-    """The installed version; without any, what was measured before may still be the same."""
+def _modelopt_version() -> dict[str, str]:
+    """The installed version. Where there is none, ranges that were measured elsewhere still count."""
     try:
-        return version("nvidia-modelopt")
+        return {"nvidia-modelopt": version("nvidia-modelopt")}
     except PackageNotFoundError:
-        return "none"
+        return {}
 
 
 def _is_current(folder: Path, made_from: dict[str, Any], made_by: dict[str, str]) -> bool:
     try:
         manifest = read_manifest(folder)
-        if manifest.made_from != made_from or manifest.versions != made_by:
+        known = {package: manifest.versions.get(package) for package in made_by}
+        if manifest.made_from != made_from or known != made_by:
             return False
         verify(folder)
     except ArtefactError:

@@ -1,5 +1,7 @@
 """Calibration measures what the original model's layers read, once, and is asked for by those who need it."""
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 import torch
 
@@ -25,6 +27,21 @@ def test_a_calibration_is_made_once(project):
     assert result["changed"] is True
     assert verify(project.folder / result["folder"]).details["sequences"] == 10
     assert project.run("calibrate")["results"][0]["changed"] is False
+
+
+def test_a_calibration_counts_where_modelopt_is_not_installed_and_not_with_another_version_of_it(project, monkeypatch):
+    pytest.importorskip("modelopt")
+    project.edit("max_tokens = 48", 'max_tokens = 48\nprecision = "fp8"')
+    project.run("calibrate")
+
+    def absent(package):
+        raise PackageNotFoundError(package)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("preference_export.calibration.version", absent)
+        assert project.run("calibrate")["results"][0]["changed"] is False
+    monkeypatch.setattr("preference_export.calibration.version", lambda package: "another")
+    assert project.run("calibrate")["results"][0]["changed"] is True
 
 
 def test_without_a_calibration_nothing_is_quantised_statically(project):

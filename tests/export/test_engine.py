@@ -99,8 +99,6 @@ def test_an_unchecked_engine_is_served_only_on_request_and_the_manifest_says_so(
     engine = verify(folder)
     assert engine.versions == {"tensorrt": tensorrt.__version__, **versions()}
     assert engine.details["gpu_architecture"] == "none"
-    assert all(isinstance(warning, str) for warning in engine.details["warnings"])
-    assert len(set(engine.details["warnings"])) == len(engine.details["warnings"])
     assert [profile["name"] for profile in engine.details["profiles"]] == ["latency", "throughput"]
     assert (folder.parent / "timing.cache").exists()
     assert project.run("engine")["results"][0]["changed"] is False

@@ -116,5 +116,9 @@ def test_tensorrt_parses_and_builds_the_table(tmp_path):
 
     write_onnx(tmp_path, BUCKETS)
     plan = tmp_path / "model.plan"
-    build_engine(tmp_path / "model.onnx", plan, profiles_of(1, 16), Build(), tmp_path / "cache", lambda *_: None)
+    warnings = build_engine(
+        tmp_path / "model.onnx", plan, profiles_of(1, 16), Build(), tmp_path / "cache", lambda *_: None
+    )
+    assert any("max_seqlen" in warning for warning in warnings), "an input that nothing reads is warned of"
+    assert len(set(warnings)) == len(warnings)
     assert plan.stat().st_size > 0
