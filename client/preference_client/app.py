@@ -1,6 +1,7 @@
 """The command `preference-score`: a file of battles in, a file of predictions out."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,20 +14,20 @@ import typer
 from rich.console import Console
 
 from preference_client.formats import FormatName
-from preference_client.progress import Counts, ScoringProgress
+from preference_client.progress import Counts, ScoringProgress, given_up
 from preference_client.readers import BattleFile
 from preference_client.retries import Patience
 from preference_client.rows import Failure
 from preference_client.scorer import DEFAULT_MAX_IN_FLIGHT, DEFAULT_URL, Scorer
 from preference_client.transport import Tls
-from preference_client.writers import check_output, errors_path, failure_writer, prediction_writer
+from preference_client.writers import check_output, discard, errors_path, failure_writer, prediction_writer
 from preference_core.battle import InvalidText
 from preference_core.errors import PreferenceError, SystemFailure, UserError, describe
 
 EXIT_SOME_FAILED = 3
 EXIT_SIGNAL = 128
-#: After this long a signal whose exception was lost is raised again.
-SECONDS_TO_UNWIND = 2.0
+STANDARD_ERROR = 2
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 EXIT_CODES = """Exit codes: 0 every row was scored. 1 the server or the machine failed; the same command may succeed
 later. 2 something given is wrong. 3 some rows failed, the others were scored. 130, 143 stopped by SIGINT, SIGTERM.
@@ -127,6 +128,7 @@ def _score_file(battles: BattleFile, scorer: Scorer, output: Path, submission: b
             else:
                 write_failure(outcome)
             progress.update(counts)
+        _finish()
     return counts
 
 
@@ -159,31 +161,33 @@ def _summarise(counts: Counts, output: Path, json_summary: bool) -> None:
 
 @contextmanager
 def _reported_errors(output: Path) -> Iterator[None]:
-    """Prints errors of the project's tree and exits with their code; SIGINT and SIGTERM unwind and exit with theirs."""
-    arrived: list[int] = []
+    """Prints errors of the project's tree and exits with their code; a signal to stop ends the process with its own.
+
+    It ends there and then: an exception that a handler raises is lost if it happens in a destructor, and in gRPC's
+    leaves a lock held for ever. The server cancels what the closed connection asked for.
+    """
+    restored = given_up(Console(stderr=True)).encode()
+    message = restored + os.fsencode(f"stopped: `{output}` is as it was before\n")
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        # An exception that happens to be raised in a destructor or callback is lost, so it is raised again until the
-        # stack is unwound.
-        arrived.append(number)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_UNWIND)
-        raise _Stopped
+        try:
+            discard(output)
+            os.write(STANDARD_ERROR, message)
+        finally:
+            os._exit(EXIT_SIGNAL + number)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
     except PreferenceError as error:
         sys.stderr.write(describe(error) + "\n")
         raise typer.Exit(error.exit_code) from None
-    except _Stopped:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stderr.write(f"stopped: `{output}` is as it was before\n")
-        raise typer.Exit(EXIT_SIGNAL + arrived[0]) from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-class _Stopped(BaseException):
-    """SIGINT or SIGTERM arrived."""
+def _finish() -> None:
+    """Every row is scored: files take their places, whatever arrives now."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

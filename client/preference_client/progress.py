@@ -14,6 +14,11 @@ from preference_client.rows import Failure, Outcome
 _REFRESH_S = 0.2
 
 
+def given_up(console: Console) -> str:
+    """What makes a terminal usable again when a bar is never stopped: no half line, and a cursor (ECMA-48)."""
+    return "\r\x1b[K\x1b[?25h" if console.is_terminal and not console.is_dumb_terminal else ""
+
+
 @dataclass
 class Counts:
     """What has happened so far. `truncated` counts scored rows of which some member was not given every token."""

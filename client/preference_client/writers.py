@@ -56,6 +56,18 @@ def batch_of(predictions: Sequence[Prediction], schema: Any) -> Any:
     return pa.record_batch(columns[: len(schema)], schema=schema)
 
 
+def unfinished(path: Path) -> Path:
+    """The hidden sibling that this process writes before it takes the place of `path`."""
+    path = path.resolve()
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def discard(output: Path) -> None:
+    """Removes what an unfinished run of this process has written for `output`."""
+    for path in (output, errors_path(output)):
+        unfinished(path).unlink(missing_ok=True)
+
+
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
     """Yields the name of a hidden sibling to be written; at the end it takes the place of `path`.
@@ -63,8 +75,7 @@ def replacement(path: Path) -> Iterator[Path]:
     If nothing was written there, `path` is removed; after an exception it stays as it was. `SystemFailure` if the file
     system fails.
     """
-    path = path.resolve()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path, part = path.resolve(), unfinished(path)
     try:
         yield part
         if part.exists():

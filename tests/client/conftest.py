@@ -150,10 +150,11 @@ def expected() -> Callable[[str], np.ndarray]:
 
 @pytest.fixture
 def command() -> Callable[..., "subprocess.Popen[str]"]:
-    """Starts `preference-score` with some arguments in a process of its own."""
+    """Starts `preference-score` with some arguments in a process of its own, which runs the lines `before` first."""
 
-    def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
-        line = [sys.executable, "-c", "from preference_client.app import app; app()", *map(str, arguments)]
+    def start(*arguments: object, before: str = "", **options: Any) -> "subprocess.Popen[str]":
+        program = f"{before}\nfrom preference_client.app import app; app()"
+        line = [sys.executable, "-c", program, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
         return subprocess.Popen(line, text=True, **pipes)
 

@@ -208,6 +208,59 @@ def test_a_signal_stops_it_promptly_and_leaves_the_older_output(
     assert _left(tmp_path) == []
 
 
+def test_a_signal_stops_it_while_standard_input_says_nothing(triton: Any, command: Any, tmp_path: Path) -> None:
+    output = tmp_path / "p.csv"
+    arguments = ["-", "--format", "csv", "-o", output, "--url", triton.url]
+    process = command(*arguments, stdin=subprocess.PIPE)
+    process.stdin.write("id,prompt,response_a,response_b\n1,a,b,c\n")
+    process.stdin.flush()
+    _wait_for(lambda: _left(tmp_path) != [])
+    process.terminate()
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert stderr.splitlines()[-1] == f"stopped: `{output}` is as it was before"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_stops_it_while_a_destructor_runs(triton: Any, command: Any, battles_csv: Any, tmp_path: Path) -> None:
+    destructor = (
+        "import os, signal\n"
+        "class Ends:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "import preference_client.pipeline as pipeline\n"
+        "settle = pipeline.Pipeline._settle\n"
+        "def settle_and_drop(self, slot):\n"
+        "    settle(self, slot)\n"
+        "    if slot.number == 1000: Ends()\n"
+        "pipeline.Pipeline._settle = settle_and_drop\n"
+    )
+    process = command(battles_csv(5000), "-o", tmp_path / "p.csv", "--url", triton.url, before=destructor)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert stderr == f"stopped: `{tmp_path / 'p.csv'}` is as it was before\n"
+    assert _left(tmp_path) == []
+
+
+def test_a_signal_while_finished_files_take_their_places_is_too_late(
+    triton: Any, command: Any, battles_csv: Any, tmp_path: Path
+) -> None:
+    output = tmp_path / "p.csv"
+    output.write_text("older")
+    late = (
+        "import os, signal\n"
+        "sync = os.fsync\n"
+        "def late(file):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)\n"
+        "    sync(file)\n"
+        "os.fsync = late\n"
+    )
+    process = command(battles_csv(50), "-o", output, "--url", triton.url, before=late)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "50 rows scored" in stderr
+    assert len(table(output)) == 51
+
+
 def test_a_kill_leaves_the_older_output(triton: Any, command: Any, battles_csv: Any, tmp_path: Path) -> None:
     output = tmp_path / "p.csv"
     output.write_text("older")
