@@ -4,8 +4,10 @@ Battles go in, answers or errors of the project's tree come out. It sends each r
 retries, order and how many requests are under way.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -33,6 +35,9 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 
 #: Seconds until a server that accepts connections must have described the ensemble.
 DESCRIBE_TIMEOUT_S = 10.0
+
+#: Where gRPC looks for an HTTP proxy.
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -210,14 +215,28 @@ class Transport:
 
 
 def _channel(url: str, tls: Tls | None) -> Any:
+    # gRPC sends even the loopback through the proxy of the environment.
+    options = (*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)) if _is_loopback(url) else _CHANNEL_OPTIONS
     if tls is None:
-        return grpc.insecure_channel(url, options=_CHANNEL_OPTIONS)
+        return grpc.insecure_channel(url, options=options)
     credentials = grpc.ssl_channel_credentials(
         root_certificates=_bytes_of(tls.root_certificates),
         private_key=_bytes_of(tls.private_key),
         certificate_chain=_bytes_of(tls.certificate_chain),
     )
-    return grpc.secure_channel(url, credentials, options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(url, credentials, options=options)
+
+
+def _is_proxied(url: str) -> bool:
+    return not _is_loopback(url) and any(name in os.environ for name in PROXY_VARIABLES)
+
+
+def _is_loopback(url: str) -> bool:
+    host = url.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 def _bytes_of(path: Path | None) -> bytes | None:
@@ -248,9 +267,10 @@ def _no_ensemble(error: Any, url: str, model: str) -> PreferenceError:
     details = f"{error.code().name}: {error.details()}"
     if error.code() is grpc.StatusCode.NOT_FOUND:
         return ServerError(f"The server on {url} has no model `{model}` ({details})", hint="Is it the right server?")
+    proxied = " A proxy stands between: `no_proxy` names servers that need none." if _is_proxied(url) else ""
     return UnavailableError(
         f"No ensemble `{model}` can be reached on {url} ({details})",
-        hint="Start the server with `make serve`, or say where it is with `--url`.",
+        hint=f"Start the server with `make serve`, or say where it is with `--url`.{proxied}",
     )
 
 

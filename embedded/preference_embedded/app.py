@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -63,7 +63,7 @@ def serve(
     Prints one line once it is ready, restarts the server should a part of it die, and stops on Ctrl-C or SIGTERM.
     With --run it serves only for COMMAND, which finds the server in the variable PREFERENCE_URL.
     """
-    with _reported_errors():
+    with _reported_errors() as arrived:
         if bool(command) != run:
             raise UserError("`--run` and COMMAND belong together", hint="preference-serve CONFIG --run -- COMMAND ...")
         if command and shutil.which(command[0]) is None:
@@ -84,38 +84,41 @@ def serve(
         )
         if not is_loopback(address):
             _say(f"warning: `{address}` is open to the network; this Triton (24.10) lacks two years of security fixes")
-        code = _serve(TritonServer(options), command or [], log_level, json_ready)
+        code = _serve(TritonServer(options), command or [], log_level, json_ready, arrived)
     raise typer.Exit(code)
 
 
-def _serve(server: TritonServer, command: Sequence[str], log_level: LogLevel, json_ready: bool) -> int:
-    """Serves until stopped, or until `command` has ended; returns the exit code."""
+def _serve(
+    server: TritonServer, command: Sequence[str], log_level: LogLevel, json_ready: bool, arrived: Sequence[int]
+) -> int:
+    """Serves until a signal has `arrived`, or until `command` has ended; returns the exit code."""
     began = time.monotonic()
     try:
-        with Console(stderr=True).status("Starting") as status:
-            server.start(report=status.update)
-        ready = _ready_line(server, time.monotonic() - began, json_ready)
-        if not command:
+        with suppress(_Stopped):
+            with Console(stderr=True).status("Starting") as status:
+                server.start(report=status.update)
+            ready = _ready_line(server, time.monotonic() - began, json_ready)
+            if command:
+                _say(ready)
+                return _run(server, command, log_level, arrived)
             sys.stdout.write(ready + "\n")
             sys.stdout.flush()
-            supervise(server, lambda: False, _say, log_level)
-        _say(ready)
-        return _run(server, command, log_level)
-    except _Stopped as stop:
+            supervise(server, lambda: bool(arrived), _say, log_level)
         _say("stopping")
-        return 128 + stop.number if command else 0
+        return 128 + arrived[0] if command else 0
     finally:
         server.stop()
 
 
-def _run(server: TritonServer, command: Sequence[str], log_level: LogLevel) -> int:
+def _run(server: TritonServer, command: Sequence[str], log_level: LogLevel, arrived: Sequence[int]) -> int:
     arguments = [argument.replace(URL_PLACEHOLDER, server.grpc_url) for argument in command]
     process = subprocess.Popen(arguments, env={**os.environ, URL_VARIABLE: server.grpc_url})
     try:
-        supervise(server, lambda: process.poll() is not None, _say, log_level)
-    except _Stopped as stop:
-        if stop.number != signal.SIGINT or not sys.stdin.isatty():  # A terminal sends SIGINT to the command as well.
-            process.send_signal(stop.number)
+        with suppress(_Stopped):
+            supervise(server, lambda: process.poll() is not None or bool(arrived), _say, log_level)
+        # A terminal sends SIGINT to the command as well.
+        if process.poll() is None and (arrived[0] != signal.SIGINT or not sys.stdin.isatty()):
+            process.send_signal(arrived[0])
     except BaseException:
         process.terminate()
         raise
@@ -141,21 +144,24 @@ def _say(text: str) -> None:
 class _Stopped(BaseException):
     """SIGINT or SIGTERM arrived."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
 
 @contextmanager
-def _reported_errors() -> Iterator[None]:
-    """Prints errors of the project's tree and exits with their code; makes SIGINT and SIGTERM unwind the same way."""
+def _reported_errors() -> Iterator[Sequence[int]]:
+    """Prints errors of the project's tree and exits with their code; makes SIGINT and SIGTERM unwind the same way.
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Stopped(number)
+    Yields the signals that have arrived, for whoever waits: an exception raised in a destructor is lost. A second
+    SIGTERM, as `make` sends one beside the group's, does not cut the stopping short; a second Ctrl-C does.
+    """
+    arrived: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        if len(arrived) == 1 or number == signal.SIGINT:
+            raise _Stopped
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield arrived
     except PreferenceError as error:
         sys.stderr.write(describe(error) + "\n")
         raise typer.Exit(error.exit_code) from None

@@ -149,16 +149,21 @@ def expected() -> Callable[[str], np.ndarray]:
 
 
 @pytest.fixture
-def command() -> Callable[..., "subprocess.Popen[str]"]:
+def command() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Starts `preference-score` with some arguments in a process of its own, which runs the lines `before` first."""
+    started = []
 
     def start(*arguments: object, before: str = "", **options: Any) -> "subprocess.Popen[str]":
         program = f"{before}\nfrom preference_client.app import app; app()"
         line = [sys.executable, "-c", program, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
-        return subprocess.Popen(line, text=True, **pipes)
+        started.append(subprocess.Popen(line, text=True, **pipes))
+        return started[-1]
 
-    return start
+    yield start
+    for process in started:
+        with process:  # Closes its pipes.
+            process.kill()
 
 
 @pytest.fixture

@@ -91,7 +91,8 @@ def test_results_come_in_order_when_answers_do_not(triton: Any, many: Any, expec
 
 
 def test_never_more_requests_are_under_way_than_allowed(triton: Any, many: Any) -> None:
-    triton.before = lambda received, context: time.sleep(0.01)
+    together = threading.Barrier(5)
+    triton.before = lambda received, context: together.wait(60)
     with Scorer(triton.url, max_in_flight=5) as scorer:
         assert sum(1 for _ in scorer.score_many(many(100))) == 100
     assert triton.most_under_way == 5
@@ -99,6 +100,7 @@ def test_never_more_requests_are_under_way_than_allowed(triton: Any, many: Any) 
 
 def test_one_slow_row_does_not_let_the_reading_run_ahead(triton: Any, many: Any) -> None:
     release = threading.Event()
+    timer = threading.Timer(0.3, release.set)
     read = itertools.count()
 
     def counted() -> Iterator[dict[str, str]]:
@@ -108,13 +110,13 @@ def test_one_slow_row_does_not_let_the_reading_run_ahead(triton: Any, many: Any)
 
     def before(received: Any, context: Any) -> None:
         if received.id == "1":
-            release.wait(20)
+            release.wait(60)
+        if received.id == "16":
+            timer.start()
 
     triton.before = before
     with Scorer(triton.url, max_in_flight=4) as scorer:
         outcomes = scorer.score_many(counted())
-        timer = threading.Timer(1.0, release.set)
-        timer.start()
         assert next(outcomes).id == "id-0"
         assert triton.received == 16
         assert next(read) == 16
@@ -135,7 +137,7 @@ def test_a_result_is_yielded_although_the_next_row_has_not_been_read_to_the_wind
     read = []
 
     def slowly() -> Iterator[dict[str, str]]:
-        for battle in many(20):
+        for battle in many(200):
             read.append(battle)
             yield battle
             time.sleep(0.05)
@@ -143,7 +145,7 @@ def test_a_result_is_yielded_although_the_next_row_has_not_been_read_to_the_wind
     with Scorer(triton.url, max_in_flight=64) as scorer:
         outcomes = scorer.score_many(slowly())
         next(outcomes)
-        assert len(read) < 10
+        assert len(read) < 64
         outcomes.close()
 
 
@@ -318,3 +320,13 @@ def test_threads_may_share_a_scorer(triton: Any, many: Any) -> None:
         for thread in threads:
             thread.join()
     assert results == {n: [f"id-{i}" for i in range(50)] for n in range(4)}
+
+
+def test_the_loopback_is_reached_past_a_proxy(triton: Any, many: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for host in ("localhost", "127.0.0.1"):
+        with Scorer(f"{host}:{triton.url.rpartition(':')[2]}") as scorer:
+            assert sum(1 for _ in scorer.score_many(many(2))) == 2
+    with pytest.raises(UnavailableError, match="127.0.0.1:9") as caught:
+        Scorer("elsewhere.invalid:8001")
+    assert "no_proxy" in str(caught.value.hint)

@@ -161,10 +161,12 @@ def models() -> Mapping[str, onnx.ModelProto]:
 def repository(
     tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path], models: Mapping[str, onnx.ModelProto]
 ) -> Path:
-    """A repository with a ragged and a dense model."""
+    """A repository with a ragged and a dense model, and a ragged one that waits until its batch is full."""
     folder = tmp_path_factory.mktemp("repository")
     write_model(folder, "sums", RAGGED_CONFIG, models["sums"])
     write_model(folder, "doubled", DENSE_CONFIG, models["doubled"])
+    patient = RAGGED_CONFIG.replace('name: "sums"\nbackend', 'name: "patient"\nbackend').replace("20000", "10000000")
+    write_model(folder, "patient", patient, models["sums"])
     return folder
 
 
@@ -218,7 +220,7 @@ def _temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def wait_until() -> Callable[..., bool]:
     """Waits for a condition; whether it came true."""
 
-    def wait(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+    def wait(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline:

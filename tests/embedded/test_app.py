@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,14 @@ def folder(tmp_path: Path, write_model: Callable[..., Path], configs: Any, model
     return tmp_path
 
 
-def serve(folder: Path, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [*COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+@contextmanager
+def serve(folder: Path, *arguments: str, **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    with subprocess.Popen([*COMMAND, *arguments], cwd=folder, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
@@ -58,14 +63,17 @@ def test_it_serves_until_sigterm_restarts_what_died_and_exits_with_0(folder: Pat
         listed = subprocess.run(["pgrep", "-f", f"stub .*preference-{process.pid}-"], capture_output=True, text=True)
         os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
         messages = []
-        while not messages or "ready again" not in messages[-1]:
-            messages.append(process.stderr.readline())
+        for message in process.stderr:
+            messages.append(message)
+            if "ready again" in message:
+                break
+        assert "ready again" in messages[-1], messages
         pattern = re.compile(r"of model instance `doubled_\d` died; restarting the server")
         assert any(map(pattern.search, messages)), messages
         assert connect(ready["grpc"]).ask("doubled", {"x": x}, ["y"])["y"].tolist() == [[2.0, 2.0, 2.0]]
 
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         assert "CUDA" not in process.stderr.read()
     assert "CUDA" in (folder / "build/small/server.log").read_text()
 
@@ -81,14 +89,14 @@ def test_with_run_it_gives_the_url_to_a_command_and_exits_with_its_status(folder
 
 
 def test_a_command_is_told_to_stop_when_the_server_is(folder: Path) -> None:
-    code = "import time; print('running', flush=True); time.sleep(60)"
+    code = "import time; print('running', flush=True); time.sleep(300)"
     began = time.monotonic()
     with serve(folder, "small.toml", "--run", "--", sys.executable, "-c", code) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 128 + signal.SIGTERM
-    assert time.monotonic() - began < 50
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 200
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,10 @@ def test_a_changed_file_is_refused_by_name_before_serving(
 
 
 def test_a_server_that_is_not_ready_in_time_is_ended(
-    tmp_path: Path, write_model: Callable[..., Path], processes_naming: Callable[[str], list[str]]
+    tmp_path: Path,
+    write_model: Callable[..., Path],
+    processes_naming: Callable[[str], list[str]],
+    wait_until: Callable[..., bool],
 ) -> None:
     code = "import time\nclass TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(60)\n"
     config = 'backend: "python" input [{name: "x" data_type: TYPE_INT32 dims: [1]}] '
@@ -114,7 +117,7 @@ def test_a_server_that_is_not_ready_in_time_is_ended(
     options = Options(tmp_path / "repository", verify=False, start_timeout_s=1.5, stop_timeout_s=0.5)
     with pytest.raises(ServerError, match=r"The server was not ready after 1.5 s"):
         TritonServer(options).start()
-    assert processes_naming(str(tmp_path / "repository")) == []
+    assert wait_until(lambda: processes_naming(str(tmp_path / "repository")) == [])
 
 
 def test_an_unknown_tritonserver_option_is_the_error_that_is_shown(repository: Path) -> None:

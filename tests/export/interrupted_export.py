@@ -64,10 +64,13 @@ def main() -> None:
     killed_runs = runs = 0
     while killed_runs < int(sys.argv[3]):
         runs += 1
-        if run(killed, kill_after_s=moments.uniform(0, duration_s)) is None:
+        code = run(killed, kill_after_s=moments.uniform(0, duration_s))
+        if code is None:
             killed_runs += 1
-        else:
+        elif code == 0:
             shutil.rmtree(killed / "build")
+        else:
+            raise SystemExit(f"Run {runs} failed on what a kill had left")
     sys.stdout.write(f"{killed_runs} of {runs} runs were killed; an undisturbed one took {duration_s:.1f} s\n")
     raise SystemExit(run(killed))
 

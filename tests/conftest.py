@@ -1,0 +1,15 @@
+"""Every test begins with the same environment, whatever the shell or the CI has set."""
+
+import os
+
+#: They colour what commands print, send gRPC to a proxy, or name another server.
+FOREIGN = (
+    *("FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
+    *("grpc_proxy", "http_proxy", "https_proxy", "all_proxy"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),
+    *("PREFERENCE_URL", "HF_TOKEN"),
+)
+
+# At import, before a library reads them; processes that tests start inherit it.
+for _name in FOREIGN:
+    os.environ.pop(_name, None)
