@@ -38,13 +38,12 @@ class Battle:
 
     def special_case(self) -> str:
         """Which of `SPECIAL_CASES` this battle is. Text of white space alone counts as empty."""
-        if self.response_a == self.response_b:
+        empty_a, empty_b = (not any(map(str.strip, turns)) for turns in (self.response_a, self.response_b))
+        if self.response_a == self.response_b or (empty_a and empty_b):
             return "identical_responses"
-        if not any(turn.strip() for turn in self.response_a):
+        if empty_a:
             return "empty_response_a"
-        if not any(turn.strip() for turn in self.response_b):
-            return "empty_response_b"
-        return "ordinary"
+        return "empty_response_b" if empty_b else "ordinary"
 
     def last_turns(self, turns: int) -> "Battle":
         """The last `turns` turns (at least one) of the same battle."""
@@ -70,13 +69,26 @@ def swapped_label_order(labels: Sequence[str]) -> tuple[int, ...]:
 def battle_from_row(row: Mapping[str, Any], invalid_text: InvalidText = "error") -> Battle:
     """Reads the columns `prompt`, `response_a` and `response_b` of a row of any published file format.
 
-    A value may be a list of turns, a JSON list of turns, or plain text (one turn). `invalid_text` says what happens to
-    lone surrogates and NUL characters: "error" raises `BattleError`, "replace" puts U+FFFD in their place.
+    A value may be a list of turns, a JSON list of turns, or plain text (one turn). Texts of a row are JSON all of them
+    or none: an answer may happen to be a JSON list. `invalid_text` says what happens to lone surrogates and NUL
+    characters: "error" raises `BattleError`, "replace" puts U+FFFD in their place.
     """
     missing = [field for field in FIELDS if field not in row]
     if missing:
         raise BattleError(missing[0], f"is missing; found {', '.join(map(repr, row)) or 'no columns'}")
-    prompt, response_a, response_b = (parse_turns(row[field], field) for field in FIELDS)
+    values: dict[str, Any] = {field: row[field] for field in FIELDS}
+    texts = {field: value for field, value in values.items() if isinstance(value, str) and value.strip()}
+    turns = {field: _turns_of_json(text) for field, text in texts.items()}
+    plain = [field for field, found in turns.items() if found is None]
+    if plain and turns.get(FIELDS[0]) is not None:
+        raise BattleError(
+            plain[0],
+            "is no JSON list of turns, `prompt` is one",
+            hint="Write all three fields of a row as JSON lists of turns.",
+        )
+    prompt, response_a, response_b = (
+        _turns_of_value(values[field] if plain else turns.get(field, values[field]), field) for field in FIELDS
+    )
     return battle_from_turns(prompt, response_a, response_b, invalid_text)
 
 
@@ -95,12 +107,12 @@ def battle_from_turns(
     return Battle(**clean)
 
 
-def parse_turns(value: Any, field: str) -> Turns:
-    """Turns of one field of a row. `null` turns become empty text; text that is no JSON list of turns is one turn."""
+def _turns_of_value(value: Any, field: str) -> Turns:
+    """Turns of one field: plain text is one turn, `null` turns are empty text."""
     if value is None:
         return ("",)
     if isinstance(value, str):
-        return _turns_of_json(value) if value.lstrip().startswith("[") else (value,)
+        return (value,)
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         wrong = [turn for turn in value if not (turn is None or isinstance(turn, str))]
         if wrong:
@@ -109,13 +121,16 @@ def parse_turns(value: Any, field: str) -> Turns:
     raise BattleError(field, f"is {type(value).__name__}, expected text or a list of turns")
 
 
-def _turns_of_json(text: str) -> Turns:
+def _turns_of_json(text: str) -> Turns | None:
+    """The turns of a JSON list of turns, None for any other text."""
+    if not text.lstrip().startswith("["):
+        return None
     try:
         turns = json.loads(text, strict=False)
     except (ValueError, RecursionError):
-        return (text,)
+        return None
     if not isinstance(turns, list) or not all(turn is None or isinstance(turn, str) for turn in turns):
-        return (text,)
+        return None
     return tuple(turn or "" for turn in turns)
 
 

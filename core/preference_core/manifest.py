@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preference_core.errors import ArtefactError, PreferenceError, describe
+from preference_core.errors import ArtefactError, PreferenceError, SystemFailure, describe
 from preference_core.structure import plain, structure
 
 FILE_NAME = "manifest.json"
+PART_NAME = f".{FILE_NAME}.part"
 FORMAT = 1
 
 
@@ -58,12 +59,16 @@ def fingerprint(value: Any) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every regular file below `folder` but its manifest, sorted. Links are refused: they may lead outside."""
+    """Every regular file below `folder` but its manifest, sorted. Links are refused: they may lead outside.
+
+    What a writer of the manifest left that was killed is none of the artefact's files.
+    """
     found = []
+    own = (folder / FILE_NAME, folder / PART_NAME)
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             raise ArtefactError(f"`{path}` is a symbolic link", hint="Artefacts hold regular files only; copy it.")
-        if path.is_file() and path != folder / FILE_NAME and "__pycache__" not in path.parts:
+        if path.is_file() and path not in own and "__pycache__" not in path.parts:
             found.append(path)
     return found
 
@@ -78,7 +83,7 @@ def write_manifest(
     details: Mapping[str, Any] | None = None,
     known_hashes: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Records every file below `folder` and writes its manifest, atomically.
+    """Records every file below `folder` and writes its manifest, atomically. `SystemFailure` if the disk is full.
 
     `known_hashes` (relative POSIX path to SHA-256) spares reading large files again that were hashed while written.
     """
@@ -88,9 +93,14 @@ def write_manifest(
         name = path.relative_to(folder).as_posix()
         files[name] = FileRecord(bytes=path.stat().st_size, sha256=known.get(name) or sha256_of(path))
     manifest = Manifest(kind, files, made_from or {}, versions or {}, parity or {}, details or {})
-    temporary = folder / f".{FILE_NAME}.part"
-    temporary.write_text(json.dumps(plain(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / FILE_NAME)
+    temporary = folder / PART_NAME
+    try:
+        temporary.write_text(json.dumps(plain(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / FILE_NAME)
+    except OSError as error:
+        raise SystemFailure(f"`{folder / FILE_NAME}` cannot be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
     return manifest
 
 

@@ -76,7 +76,10 @@ class BattleTokenizer:
         self._window = Window(tokenizer)
         self._prefix = self._special(tokenizer, "bos", settings.bos_token, self.template.add_bos)
         self._suffix = self._special(tokenizer, "eos", settings.eos_token, self.template.add_eos)
-        self._room = settings.max_tokens - len(self._prefix) - len(self._suffix)
+        self._specials = len(self._prefix) + len(self._suffix)
+        self._room = settings.max_tokens - self._specials
+        if settings.truncation.policy == "spread":
+            self._check_budgets()
 
     @classmethod
     def from_folder(cls, folder: Path) -> "BattleTokenizer":
@@ -218,14 +221,23 @@ class BattleTokenizer:
     def _spread(self, texts: Mapping[str, str]) -> TokenisedBattle:
         parts: list[npt.NDArray[np.int32]] = []
         dropped = []
-        specials = len(self._prefix) + len(self._suffix)
         for piece in self.template.pieces:
             text = piece.literal + texts[piece.field]
-            room = self.settings.truncation.budget(piece.field, self.settings.max_tokens) - specials
+            room = self.settings.truncation.budget(piece.field, self.settings.max_tokens) - self._specials
             encoded = self._window.prefix(text, room)
             parts += [self._prefix, encoded.ids[:room], self._suffix]
             dropped.append(max(encoded.total_tokens(len(text)) - room, 0))
         return TokenisedBattle(np.concatenate(parts), _three(dropped))
+
+    def _check_budgets(self) -> None:
+        for piece in self.template.pieces:
+            budget = self.settings.truncation.budget(piece.field, self.settings.max_tokens)
+            literal = len(self._window.prefix(piece.literal, budget).ids)
+            if budget <= self._specials + literal:
+                raise ConfigError(
+                    f"`spread` gives `{piece.field}` {budget} tokens; {self._specials} special ones and the {literal} "
+                    f"of the template's words before it leave no room"
+                )
 
     def _result(self, ids: npt.NDArray[np.int32], dropped: Sequence[int]) -> TokenisedBattle:
         return TokenisedBattle(np.concatenate([self._prefix, ids, self._suffix]), _three(dropped))

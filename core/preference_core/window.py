@@ -18,6 +18,8 @@ from preference_core.errors import BattleError
 
 #: First size of a window, in characters per wanted token; natural text has 2 to 5.
 _CHARACTERS_PER_TOKEN = 8
+#: Texts encoded side by side.
+_BATCH_TEXTS = 1024
 #: Tokens next to a cut that are not trusted.
 _GUARD_TOKENS = 64
 #: No supported vocabulary has a longer token; Llama-3's longest is 128 spaces.
@@ -81,10 +83,13 @@ class Window:
         limit = most * _CHARACTERS_PER_TOKEN
         short = [index for index, text in enumerate(texts) if len(text) <= limit]
         found: list[npt.NDArray[np.int32] | None] = [None] * len(texts)
-        encodings = self._tokenizer.encode_batch_fast([texts[i] for i in short], add_special_tokens=False)
-        for index, encoding in zip(short, encodings, strict=True):
-            if len(encoding) <= most:
-                found[index] = np.array(encoding.ids, dtype=np.int32)
+        # An encoding takes some hundred bytes per token, so only those of one batch are in memory.
+        for start in range(0, len(short), _BATCH_TEXTS):
+            batch = short[start : start + _BATCH_TEXTS]
+            encodings = self._tokenizer.encode_batch_fast([texts[i] for i in batch], add_special_tokens=False)
+            for index, encoding in zip(batch, encodings, strict=True):
+                if len(encoding) <= most:
+                    found[index] = np.array(encoding.ids, dtype=np.int32)
         return found
 
     def prefix(self, text: str, wanted: int) -> Encoded:

@@ -82,7 +82,8 @@ def _base(base: Path, headless: bool, labels: int, stored: TensorFiles | None) -
         config = hugging_face_config(base)
         config.num_labels = labels
         config.quantization_config = None
-        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").float()
+        config.dtype = torch.float32  # Else what the model computes at its making, as Gemma-2's scale, is rounded.
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
         for name, parameter in model.named_parameters():
             bare = name.removeprefix("model.")
             found = next((known for known in (name, bare) if known in stored.tensors), None)

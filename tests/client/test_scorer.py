@@ -327,6 +327,6 @@ def test_the_loopback_is_reached_past_a_proxy(triton: Any, many: Any, monkeypatc
     for host in ("localhost", "127.0.0.1"):
         with Scorer(f"{host}:{triton.url.rpartition(':')[2]}") as scorer:
             assert sum(1 for _ in scorer.score_many(many(2))) == 2
-    with pytest.raises(UnavailableError, match="127.0.0.1:9") as caught:
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9") as caught:
         Scorer("elsewhere.invalid:8001")
     assert "no_proxy" in str(caught.value.hint)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from preference_core.battle import Battle, battle_from_row, battle_from_turns, parse_turns, swapped_label_order
+from preference_core.battle import Battle, battle_from_row, battle_from_turns, swapped_label_order
 from preference_core.errors import BattleError
 
 
@@ -32,7 +32,16 @@ def row(prompt, a="x", b="y"):
     ],
 )
 def test_a_field_is_a_list_of_turns_or_one_turn_of_plain_text(value, turns):
-    assert parse_turns(value, "prompt") == turns
+    assert battle_from_row(row(value, value, value)) == Battle(turns, turns, turns)
+
+
+def test_the_texts_of_a_row_are_json_all_of_them_or_none():
+    assert battle_from_row(row("List two fruits", '["apple", "pear"]', '["fig"]')) == Battle(
+        ("List two fruits",), ('["apple", "pear"]',), ('["fig"]',)
+    )
+    assert battle_from_row(row('["p"]', "", None)) == Battle(("p",), ("",), ("",))
+    with pytest.raises(BattleError, match="`response_b` is no JSON list of turns, `prompt` is one"):
+        battle_from_row(row('["p"]', '["a"]', '["b'))
 
 
 def test_an_empty_list_is_one_empty_turn():
@@ -58,11 +67,11 @@ def test_turn_counts_that_differ_are_an_error_with_both_counts():
 @pytest.mark.parametrize("text", ["\ud83d", "ok \udc00 tail", "nul\0"])
 def test_text_no_tokenizer_can_read_is_an_error_naming_field_and_position(text):
     with pytest.raises(BattleError, match=r"`response_a` holds .* at character"):
-        battle_from_row(row("p", a=json.dumps([text])))
+        battle_from_row(row('["p"]', json.dumps([text]), '["b"]'))
 
 
 def test_unreadable_characters_can_be_replaced_on_request():
-    battle = battle_from_row(row("p", a=json.dumps(["a\ud83db\0"])), invalid_text="replace")
+    battle = battle_from_row(row('["p"]', json.dumps(["a\ud83db\0"]), '["b"]'), invalid_text="replace")
     assert battle.response_a == ("a\ufffdb\ufffd",)
 
 
@@ -94,6 +103,7 @@ def test_a_label_without_its_counterpart_is_refused():
     [
         (("x", "y"), ("x", "y"), "identical_responses"),
         (("",), ("",), "identical_responses"),
+        (("\n",), ("",), "identical_responses"),
         ((" ", "\n"), ("x", "y"), "empty_response_a"),
         (("x",), ("",), "empty_response_b"),
         (("x", ""), ("", "x"), "ordinary"),

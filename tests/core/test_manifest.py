@@ -1,8 +1,9 @@
+import errno
 import json
 
 import pytest
 
-from preference_core.errors import ArtefactError
+from preference_core.errors import ArtefactError, SystemFailure
 from preference_core.manifest import FILE_NAME, fingerprint, read_manifest, verify, write_manifest
 
 
@@ -70,3 +71,22 @@ def test_a_manifest_of_another_format_is_refused(folder):
 def test_equal_content_has_an_equal_fingerprint_whatever_its_order():
     assert fingerprint({"a": 1, "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_what_an_interrupted_writer_left_is_no_file_of_the_artefact(folder):
+    (folder / ".manifest.json.part").write_text("{half")
+    verify(folder)
+    write_manifest(folder, "again")
+    assert not (folder / ".manifest.json.part").exists()
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_older_manifest(folder, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = (folder / "manifest.json").read_text()
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(SystemFailure, match=r"manifest\.json` cannot be written: .*No space left"):
+        write_manifest(folder, "again")
+    assert (folder / "manifest.json").read_text() == before
+    assert not (folder / ".manifest.json.part").exists()

@@ -215,6 +215,13 @@ def test_spread_refuses_budgets_that_exceed_the_limit():
         TokenisationSettings("qwen", 100, Truncation(policy="spread", prompt_tokens=50, response_tokens=50))
 
 
+def test_spread_refuses_a_budget_that_special_tokens_and_the_template_use_up(make):
+    with pytest.raises(ConfigError, match="`spread` gives `prompt` 2 tokens"):
+        make(90, policy="spread", prompt_tokens=2, response_tokens=20)
+    with pytest.raises(ConfigError, match="`spread` gives `response_a` 2 tokens"):
+        make(90, policy="spread", prompt_tokens=40, response_tokens=2)
+
+
 @pytest.mark.parametrize("unit", ["word ", "x", "1", " ", "\n", "日", "🚀", "a1 ", "<eos>", "é"])
 def test_long_text_is_read_only_as_far_as_it_decides_the_result(make, checkpoint, unit):
     whole = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))

@@ -1,19 +1,24 @@
 """Bases in 4 and 8 bits: read without bitsandbytes, as bitsandbytes itself would read them."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from preference_core.errors import UserError
+from preference_export.architecture import architecture_of, hugging_face_config
 from preference_export.checkpoint import CheckpointError
 from preference_export.hf_checkpoint import write_checkpoint
+from preference_export.onnx_export import classifier_without_data, linear_modules
 from preference_export.quantised_base import QuantisedFiles, dequantised_8bit
-from preference_export.rounding import ROUNDINGS, RoundedFiles
+from preference_export.reference import Reference
+from preference_export.rounding import ROUNDINGS, RoundedFiles, open_base
 
 LAYER = "model.layers.0.self_attn.q_proj.weight"
 
@@ -149,6 +154,28 @@ def test_on_request_adapters_merge_into_the_base_as_training_rounded_it(make, tm
     expected = make.merged_by_peft(base, adapter)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in into_rounded.items())
     assert not torch.equal(into_original, into_rounded[LAYER])
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "llama"])
+def test_the_original_of_a_rounded_base_computes_in_32_bits_whatever_the_base_is_stored_in(
+    make, tmp_path, architecture
+):
+    """Gemma-2 multiplies by the root of its width, which 16 bits round."""
+    base = make.base(tmp_path / "base", architecture, dtype=torch.bfloat16)
+    adapter = make.adapter(tmp_path / "adapter", base)
+    config = hugging_face_config(base)
+    modules = linear_modules(classifier_without_data(architecture_of(config), 3))
+    files = open_base(base, config, "nf4", modules)
+    plainly = shutil.copytree(base, tmp_path / "plainly")
+    save_file(
+        {name: files.read(name).float() for name in files.tensors},
+        plainly / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    ids = [np.arange(5, 25, dtype=np.int32)]
+    np.testing.assert_allclose(
+        Reference(base, [adapter], 3, files).logits(ids), Reference(plainly, [adapter], 3).logits(ids), atol=1e-6
+    )
 
 
 def test_rounding_reads_the_head_and_the_embedding_as_they_are(make, tmp_path):
