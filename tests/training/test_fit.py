@@ -70,7 +70,7 @@ def test_the_adapter_holds_lora_and_the_trained_head_and_gives_the_measured_logi
         model = PeftModel.from_pretrained(base, folder).eval()
     data = read_labelled(Path(generated.data.validation), generated.labels)
     example = encode(tokenizer_of(member, Path(member.base)), data, generated.labels, swaps=False)[0]
-    assert model(torch.tensor([example["input_ids"]])).logits.isfinite().all()
+    assert model(torch.tensor(example["input_ids"][None], dtype=torch.int64)).logits.isfinite().all()
 
 
 def test_the_manifest_says_what_was_measured_and_from_what(generated):
@@ -159,8 +159,8 @@ def test_training_reads_what_serving_reads_and_swaps_labels_with_responses(gener
     data = read_labelled(Path(generated.data.train), LABELS_THREE_WAY)
     examples = encode(tokenizer, data, LABELS_THREE_WAY, swaps=True)
     for battle, target, example in zip(data.battles, data.targets, examples, strict=True):
-        assert example["input_ids"] == tokenizer.encode(battle).ids.tolist()
-        assert example["swapped"]["input_ids"] == tokenizer.encode(battle.swapped()).ids.tolist()
+        assert example["input_ids"].tolist() == tokenizer.encode(battle).ids.tolist()
+        assert example["swapped"]["input_ids"].tolist() == tokenizer.encode(battle.swapped()).ids.tolist()
         assert example["swapped"]["labels"] == {0: 1, 1: 0, 2: 2}[target]
         assert len(example["input_ids"]) <= member.max_tokens
 

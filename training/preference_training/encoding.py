@@ -46,7 +46,7 @@ def add_identities(examples: Sequence[Example], identities: Identities) -> None:
 
 def _examples(encoded: Sequence[TokenisedBattle], targets: Sequence[int]) -> list[Example]:
     pairs = zip(encoded, targets, strict=True)
-    return [{"input_ids": battle.ids.tolist(), "labels": target} for battle, target in pairs]
+    return [{"input_ids": battle.ids, "labels": target} for battle, target in pairs]
 
 
 def collate(examples: Sequence[Example], pad_id: int = 0) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def collate(examples: Sequence[Example], pad_id: int = 0) -> dict[str, torch.Ten
     attention_mask = torch.zeros((len(examples), longest), dtype=torch.int64)
     for row, example in enumerate(examples):
         ids = example["input_ids"]
-        input_ids[row, : len(ids)] = torch.tensor(ids)
+        input_ids[row, : len(ids)] = torch.as_tensor(ids)
         attention_mask[row, : len(ids)] = 1
     batch = {"input_ids": input_ids, "attention_mask": attention_mask}
     for key in ("labels", "identities"):
