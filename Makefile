@@ -72,6 +72,9 @@ twin: install ## train, export, serve and score the tiny twin of a published sys
 	$(BIN)/preference-train evaluate $(TWIN) --predictions $(TWIN_BUILD)/predictions.csv \
 		--symmetric $(TWIN_BUILD)/predictions_symmetric.csv --report $(TWIN_BUILD)/report.html
 
+# The models of tests are tiny: more threads than one wait for each other, most of all where a container has fewer
+# processors than it sees.
+test: export OMP_NUM_THREADS ?= 1
 test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest
 
