@@ -18,6 +18,7 @@ from preference_core.settings import Member, is_hub_id
 from preference_export.checkpoint import ADAPTER_WEIGHTS, TensorFiles, read_json
 
 HEAD = "score.weight"
+CONFIG = "adapter_config.json"
 #: What PEFT adds to `modules_to_save` for a classifier.
 HEAD_MODULES = ("classifier", "score")
 PREFIX = "base_model.model."
@@ -78,7 +79,8 @@ class Adapter:
 
 def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
     """Reads and checks an adapter for a base with these linear modules; no tensor data is read yet."""
-    table = read_json(folder / "adapter_config.json")
+    _check_folder(folder)
+    table = read_json(folder / CONFIG)
     config = _config(folder, table)
     files = TensorFiles(folder, ADAPTER_WEIGHTS)
     # PEFT saves the head of a classifier whether the configuration names it or not; early versions never name it.
@@ -106,6 +108,17 @@ def check_named_base(adapter: Adapter, member: Member) -> None:
     raise AdapterError(
         f"Adapter `{adapter.files.folder}` was trained on `{named}`; the base of `{member.name}` is `{member.base}`",
         hint=f'If the weights are the same, say so: `adapter_base = "{named}"`.',
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """PEFT writes an adapter with a name of its own into a sub-folder of that name."""
+    if (folder / CONFIG).is_file():
+        return
+    below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    raise AdapterError(
+        f"`{folder}` holds no adapter: there is no `{CONFIG}`",
+        hint=f"There is one in `{folder / below[0]}`: name that folder, or copy it out." if below else None,
     )
 
 
@@ -141,10 +154,9 @@ def _sorted_tensors(
     for stored in sorted(files.tensors):
         name = stored.removeprefix(PREFIX)
         suffix = next((suffix for suffix in LORA_SUFFIXES if name.endswith(suffix)), None)
-        module = name.rpartition(".")[0]
         if suffix is not None and stored != name:
             parts.setdefault(name.removesuffix(suffix), {})[LORA_SUFFIXES[suffix]] = stored
-        elif stored != name and any(module == m or module.endswith(f".{m}") for m in modules_to_save):
+        elif stored != name and is_saved(name, modules_to_save):
             saved[name] = stored
         else:
             raise AdapterError(
@@ -152,6 +164,13 @@ def _sorted_tensors(
                 hint="Only LoRA matrices of linear layers, DoRA magnitudes and modules_to_save are supported.",
             )
     return parts, saved
+
+
+def is_saved(name: str, modules_to_save: Iterable[str]) -> bool:
+    """Whether PEFT saves this parameter whole: some module that holds it ends in one of the names, as text."""
+    parts = name.split(".")
+    holders = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return any(holder.endswith(tuple(modules_to_save)) for holder in holders)
 
 
 def _check_targets(
