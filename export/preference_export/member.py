@@ -122,8 +122,9 @@ def export_member(
 
     `started` is told the number of bytes to come, `report` those written.
     """
-    ranges, origin = ranges_of(config, member) if recipe_of(member).calibrated else (None, None)
-    made_from = {"settings": settings_of(config, member), "inputs": input_hashes(source), "calibration": origin}
+    inputs = input_hashes(source)
+    ranges, origin = ranges_of(config, member, inputs) if recipe_of(member).calibrated else (None, None)
+    made_from = {"settings": settings_of(config, member), "inputs": inputs, "calibration": origin}
     if _is_current(folder_of(config, member), made_from):
         return False
     if member.kind == "length_buckets":

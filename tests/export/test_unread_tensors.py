@@ -1,6 +1,5 @@
 """Every trained tensor counts: what the packed decoder would leave out is refused by name, whatever holds it."""
 
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
