@@ -34,10 +34,14 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A local folder; `origin` is what the configuration calls it, `commit` the hub commit it was fetched at."""
+    """A local folder; `origin` is what the configuration calls it.
+
+    One that was fetched has the `revision` that was asked for, and the hub's `commit` that this was.
+    """
 
     folder: Path
     origin: str
+    revision: str | None = None
     commit: str | None = None
 
 
@@ -63,7 +67,7 @@ def locate(location: str, revision: str | None, role: str = "base") -> Checkpoin
             hint=f"{TRAINED if role == 'adapter' else ''}Pin a hub id: `{key} = ...`, the commit shown on its page.",
         )
     folder = _download(location, revision)
-    return Checkpoint(folder, location, folder.name)
+    return Checkpoint(folder, location, revision, folder.name)
 
 
 def _download(hub_id: str, revision: str) -> Path:
