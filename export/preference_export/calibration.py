@@ -24,7 +24,7 @@ from preference_core.manifest import read_manifest, sha256_of, verify, write_man
 from preference_core.settings import Config, Member
 from preference_core.structure import plain
 from preference_core.tokenisation import BattleTokenizer, settings_of_checkpoint, write_tokenisation
-from preference_export.folders import replaced
+from preference_export.folders import remove_remains, replaced
 from preference_export.quantise import DECODER, Ranges
 from preference_export.reference import Reference
 from preference_export.sample import Sample, read_sample
@@ -56,6 +56,7 @@ def calibrate_member(config: Config, member: Member, source: Source, reference: 
     sample_path = sample_of(config)
     made_from = {"settings": _settings(member), "inputs": input_hashes(source), "sample": sha256_of(sample_path)}
     made_by = {**_modelopt_version(), **versions()}
+    remove_remains(calibration_folder(config, member))
     if _is_current(calibration_folder(config, member), made_from, made_by):
         return False
     sequences = tokenised(member, source, read_sample(sample_path, config.labels))
