@@ -4,8 +4,9 @@ What could not be merged exactly is refused here, by name. The arithmetic of mer
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from preference_core.errors import UserError
+from preference_core.errors import ConfigError, UserError
 from preference_core.settings import Member, is_hub_id
+from preference_core.structure import structure
 from preference_export.checkpoint import ADAPTER_WEIGHTS, TensorFiles, read_json
 
 HEAD = "score.weight"
@@ -50,6 +52,37 @@ INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 class AdapterError(UserError):
     """The adapter is incomplete, not supported, or belongs to another base."""
+
+
+@dataclass(frozen=True)
+class LoraTable:
+    """What the keys of adapter_config.json that decide something must hold: PEFT itself checks little of it."""
+
+    r: int
+    lora_alpha: float
+    target_modules: str | tuple[str, ...]
+    exclude_modules: str | tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    layers_to_transform: int | tuple[int, ...] = ()
+    layers_pattern: str | tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False
+
+    def __post_init__(self) -> None:
+        if min((self.r, *self.rank_pattern.values())) < 1:
+            raise ConfigError("`r` and ranks in `rank_pattern` are at least 1")
+        patterns = (self.target_modules, self.exclude_modules)
+        for pattern in (*(text for text in patterns if isinstance(text, str)), *self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"`{pattern}` is no regular expression: {error}") from None
+
+
+LORA_KEYS = frozenset(entry.name for entry in dataclasses.fields(LoraTable))
 
 
 @dataclass(frozen=True)
@@ -125,7 +158,7 @@ def _check_folder(folder: Path) -> None:
 def _config(folder: Path, table: Mapping[str, Any]) -> LoraConfig:
     if table.get("peft_type") != "LORA":
         raise AdapterError(f"Adapter `{folder}` is of type `{table.get('peft_type')}`", hint="Only LORA is supported.")
-    defaults = {field.name: _default(field) for field in dataclasses.fields(LoraConfig)}
+    defaults = {entry.name: _default(entry) for entry in dataclasses.fields(LoraConfig)}
     for key, value in table.items():
         if key in HONOURED | WITHOUT_EFFECT or value in (None, False, [], {}) or value == defaults.get(key):
             continue
@@ -138,11 +171,16 @@ def _config(folder: Path, table: Mapping[str, Any]) -> LoraConfig:
             f"Adapter `{folder}` was initialised by `{table['init_lora_weights']}`, which rewrites the base weights",
             hint="Convert it: `save_pretrained(..., path_initial_model_for_weight_conversion=...)` in PEFT.",
         )
-    return LoraConfig(**{key: value for key, value in table.items() if key in HONOURED})
+    try:
+        structure(LoraTable, {key: value for key, value in table.items() if key in LORA_KEYS and value is not None})
+        config = LoraConfig(**{key: value for key, value in table.items() if key in HONOURED})
+    except (ConfigError, ValueError) as error:
+        raise AdapterError(f"`{folder / CONFIG}` cannot be used: {error}") from None
+    return config
 
 
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+def _default(entry: "dataclasses.Field[Any]") -> Any:
+    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
 
 
 def _sorted_tensors(

@@ -23,7 +23,7 @@ from preference_export.architecture import Architecture, architecture_of, huggin
 from preference_export.calibration import ranges_of
 from preference_export.checkpoint import TensorFiles
 from preference_export.external_data import check_external_data
-from preference_export.folders import replaced
+from preference_export.folders import remove_remains, replaced
 from preference_export.graph_precision import ParameterSpec, written_specs
 from preference_export.length_buckets import LengthReference, write_onnx
 from preference_export.merge import MergedWeights
@@ -46,6 +46,8 @@ from preference_export.tokenizer_check import check_tokenizers
 from preference_export.versions import versions
 
 KIND = "member"
+#: Key of a manifest's details.
+WEIGHT_BYTES = "weight_bytes"
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def export_member(
     inputs = input_hashes(source)
     ranges, origin = ranges_of(config, member, inputs) if recipe_of(member).calibrated else (None, None)
     made_from = {"settings": settings_of(config, member), "inputs": inputs, "calibration": origin}
+    remove_remains(folder_of(config, member))
     current = _current(folder_of(config, member), made_from)
     if current is not None:
         _note_origins(folder_of(config, member), current, source)
@@ -138,7 +141,7 @@ def export_member(
     with replaced(folder_of(config, member)) as folder:
         write_tokenisation(folder, source.base.folder, tokenisation)
         hashes = export_onnx(folder, opened.architecture, opened.weights, opened.labels, opened.recipe, report, ranges)
-        details = {"architecture": opened.architecture.model_type, "weight_bytes": opened.bytes, **origins_of(source)}
+        details = {"architecture": opened.architecture.model_type, WEIGHT_BYTES: opened.bytes, **origins_of(source)}
         write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
     return True
 
@@ -149,7 +152,7 @@ def _write_length_buckets(config: Config, member: Member, source: Source, made_f
         write_buckets(folder, buckets)
         hashes = write_onnx(folder, buckets)
         weight_bytes = buckets.log_probabilities().nbytes
-        details = {"architecture": member.kind, "weight_bytes": weight_bytes, **origins_of(source)}
+        details = {"architecture": member.kind, WEIGHT_BYTES: weight_bytes, **origins_of(source)}
         write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
 
 
@@ -184,7 +187,7 @@ def original_of(config: Config, member: Member, source: Source) -> Reference:
 def _current(folder: Path, made_from: dict[str, Any]) -> Manifest | None:
     try:
         manifest = read_manifest(folder)
-        if manifest.made_from != made_from or manifest.versions != versions():
+        if manifest.made_from != made_from or manifest.versions != versions() or WEIGHT_BYTES not in manifest.details:
             return None
         return verify(folder)
     except ArtefactError:

@@ -148,9 +148,11 @@ def roll_back(config: Config) -> int:
     end_exchange(config.repository, previous)
     if not previous.is_dir():
         raise ArtefactError(f"`{previous}` does not exist: there is nothing to go back to")
-    manifest = verify(previous)
+    version = verify(previous).details.get("version")
+    if not isinstance(version, int):
+        raise ArtefactError(f"The manifest of `{previous}` has no `version`", hint="Do not serve what was changed.")
     exchange(config.repository, previous)
-    return int(manifest.details["version"])
+    return version
 
 
 def write_sources(config: Config, programs: Path, output: Path) -> list[Path]:
@@ -223,14 +225,15 @@ def _text(text: str) -> Part:
 def _current(repository: Path) -> Manifest | None:
     """The manifest of a repository that is there and unchanged."""
     try:
-        return verify(repository)
+        manifest = verify(repository)
     except ArtefactError:
         return None
+    return manifest if isinstance(manifest.details.get("version"), int) else None
 
 
 def _latest_version(repository: Path) -> int:
     """The highest version of a repository, from its manifest; 0 when there is none."""
     try:
         return int(read_manifest(repository).details["version"])
-    except (ArtefactError, KeyError, ValueError):
+    except (ArtefactError, KeyError, ValueError, TypeError):
         return max((int(path.name) for path in repository.glob("*/[0-9]*") if path.name.isdigit()), default=0)

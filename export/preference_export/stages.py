@@ -115,7 +115,7 @@ def _onnx(run: Run, member: Member, source: Source) -> None:
     with freed_memory_kept(), byte_progress(f"onnx {member.name}") as (started, report):
         changed = members.export_member(run.config, member, source, started, report)
     folder = members.folder_of(run.config, member)
-    weight_bytes = read_manifest(folder).details["weight_bytes"]
+    weight_bytes = read_manifest(folder).details[members.WEIGHT_BYTES]
     run.add("onnx", member.name, changed=changed, folder=folder, weight_bytes=weight_bytes)
 
 
