@@ -148,6 +148,13 @@ class Member:
             )
         _at_least("instances", self.instances, 1)
         _at_least("threads", self.threads, 1)
+        for number in self.gpus:
+            _at_least("gpus", number, 0)
+        if len(set(self.gpus)) < len(self.gpus):
+            raise ConfigError(
+                f"`gpus` is {list(self.gpus)}, which names one twice",
+                hint="For several copies on one GPU set `instances`, which counts per GPU.",
+            )
         if self.kind == "classifier":
             self._check_classifier()
         else:
@@ -262,6 +269,12 @@ class Config:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise ConfigError(f"`name` is `{self.name}`, expected letters, digits, `.`, `_` and `-`")
+        for label in self.labels:
+            if not label or "," in label or label != label.strip():
+                raise ConfigError(
+                    f"`labels` has {label!r}",
+                    hint="A label is not empty, and has no space around it and no comma: it separates them in Triton.",
+                )
         names = [member.name for member in self.members]
         if not names:
             raise ConfigError("There is no `[[member]]`")

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 
 from preference_core.battle import Battle
 from preference_core.errors import ArtefactError, ConfigError
+from preference_core.git_lfs import pull_hint
 from preference_core.settings import Member, Truncation
 from preference_core.structure import plain, structure
 from preference_core.template import template_named
@@ -88,7 +89,7 @@ class BattleTokenizer:
             if not (folder / name).is_file():
                 raise ArtefactError(f"`{folder}` has no {name}", hint="Make it with `preference-export`.")
         settings = structure(TokenisationSettings, json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")))
-        return cls(Tokenizer.from_file(str(folder / TOKENIZER_FILE)), settings)
+        return cls(read_tokenizer(folder / TOKENIZER_FILE), settings)
 
     def encode(self, battle: Battle) -> TokenisedBattle:
         """Ids of one battle, at most `max_tokens`, special tokens included."""
@@ -254,13 +255,24 @@ class BattleTokenizer:
         return np.array([number], dtype=np.int32)
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`; `ArtefactError` when it cannot be read."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain exceptions
+        hint = pull_hint(path) or "Fetch or save it again."
+        raise ArtefactError(f"`{path}` cannot be read: {error}", hint) from None
+
+
 def settings_of_checkpoint(checkpoint: Path, member: Member) -> TokenisationSettings:
     """The settings of `member` with the special tokens that its checkpoint's `tokenizer_config.json` names."""
     path = checkpoint / "tokenizer_config.json"
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtefactError(f"`{path}` cannot be read: {error}") from None
+        raise ArtefactError(f"`{path}` cannot be read: {error}", pull_hint(path)) from None
+    if not isinstance(table, Mapping):
+        raise ArtefactError(f"`{path}` holds {type(table).__name__}, expected an object")
     return TokenisationSettings(
         template=member.template,
         max_tokens=member.max_tokens,
@@ -278,7 +290,7 @@ def write_tokenisation(folder: Path, checkpoint: Path, settings: TokenisationSet
             f"`{checkpoint}` has no {TOKENIZER_FILE}",
             hint="Save it with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
         )
-    BattleTokenizer(Tokenizer.from_file(str(source)), settings)
+    BattleTokenizer(read_tokenizer(source), settings)
     shutil.copyfile(source, folder / TOKENIZER_FILE)
     text = json.dumps(plain(settings), indent=1, sort_keys=True, ensure_ascii=True)
     (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")

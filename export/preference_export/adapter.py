@@ -4,8 +4,9 @@ What could not be merged exactly is refused here, by name. The arithmetic of mer
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from preference_core.errors import UserError
+from preference_core.errors import ConfigError, UserError
 from preference_core.settings import Member, is_hub_id
+from preference_core.structure import structure
 from preference_export.checkpoint import ADAPTER_WEIGHTS, TensorFiles, read_json
 
 HEAD = "score.weight"
+CONFIG = "adapter_config.json"
 #: What PEFT adds to `modules_to_save` for a classifier.
 HEAD_MODULES = ("classifier", "score")
 PREFIX = "base_model.model."
@@ -52,6 +55,37 @@ class AdapterError(UserError):
 
 
 @dataclass(frozen=True)
+class LoraTable:
+    """What the keys of adapter_config.json that decide something must hold: PEFT itself checks little of it."""
+
+    r: int
+    lora_alpha: float
+    target_modules: str | tuple[str, ...]
+    exclude_modules: str | tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    layers_to_transform: int | tuple[int, ...] = ()
+    layers_pattern: str | tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False
+
+    def __post_init__(self) -> None:
+        if min((self.r, *self.rank_pattern.values())) < 1:
+            raise ConfigError("`r` and ranks in `rank_pattern` are at least 1")
+        patterns = (self.target_modules, self.exclude_modules)
+        for pattern in (*(text for text in patterns if isinstance(text, str)), *self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"`{pattern}` is no regular expression: {error}") from None
+
+
+LORA_KEYS = frozenset(entry.name for entry in dataclasses.fields(LoraTable))
+
+
+@dataclass(frozen=True)
 class Lora:
     """Names of the tensors of one adapted module, its rank and its alpha."""
 
@@ -78,7 +112,8 @@ class Adapter:
 
 def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
     """Reads and checks an adapter for a base with these linear modules; no tensor data is read yet."""
-    table = read_json(folder / "adapter_config.json")
+    _check_folder(folder)
+    table = read_json(folder / CONFIG)
     config = _config(folder, table)
     files = TensorFiles(folder, ADAPTER_WEIGHTS)
     # PEFT saves the head of a classifier whether the configuration names it or not; early versions never name it.
@@ -109,10 +144,21 @@ def check_named_base(adapter: Adapter, member: Member) -> None:
     )
 
 
+def _check_folder(folder: Path) -> None:
+    """PEFT writes an adapter with a name of its own into a sub-folder of that name."""
+    if (folder / CONFIG).is_file():
+        return
+    below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    raise AdapterError(
+        f"`{folder}` holds no adapter: there is no `{CONFIG}`",
+        hint=f"There is one in `{folder / below[0]}`: name that folder, or copy it out." if below else None,
+    )
+
+
 def _config(folder: Path, table: Mapping[str, Any]) -> LoraConfig:
     if table.get("peft_type") != "LORA":
         raise AdapterError(f"Adapter `{folder}` is of type `{table.get('peft_type')}`", hint="Only LORA is supported.")
-    defaults = {field.name: _default(field) for field in dataclasses.fields(LoraConfig)}
+    defaults = {entry.name: _default(entry) for entry in dataclasses.fields(LoraConfig)}
     for key, value in table.items():
         if key in HONOURED | WITHOUT_EFFECT or value in (None, False, [], {}) or value == defaults.get(key):
             continue
@@ -125,11 +171,16 @@ def _config(folder: Path, table: Mapping[str, Any]) -> LoraConfig:
             f"Adapter `{folder}` was initialised by `{table['init_lora_weights']}`, which rewrites the base weights",
             hint="Convert it: `save_pretrained(..., path_initial_model_for_weight_conversion=...)` in PEFT.",
         )
-    return LoraConfig(**{key: value for key, value in table.items() if key in HONOURED})
+    try:
+        structure(LoraTable, {key: value for key, value in table.items() if key in LORA_KEYS and value is not None})
+        config = LoraConfig(**{key: value for key, value in table.items() if key in HONOURED})
+    except (ConfigError, ValueError) as error:
+        raise AdapterError(f"`{folder / CONFIG}` cannot be used: {error}") from None
+    return config
 
 
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+def _default(entry: "dataclasses.Field[Any]") -> Any:
+    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
 
 
 def _sorted_tensors(
@@ -141,10 +192,9 @@ def _sorted_tensors(
     for stored in sorted(files.tensors):
         name = stored.removeprefix(PREFIX)
         suffix = next((suffix for suffix in LORA_SUFFIXES if name.endswith(suffix)), None)
-        module = name.rpartition(".")[0]
         if suffix is not None and stored != name:
             parts.setdefault(name.removesuffix(suffix), {})[LORA_SUFFIXES[suffix]] = stored
-        elif stored != name and any(module == m or module.endswith(f".{m}") for m in modules_to_save):
+        elif stored != name and is_saved(name, modules_to_save):
             saved[name] = stored
         else:
             raise AdapterError(
@@ -152,6 +202,13 @@ def _sorted_tensors(
                 hint="Only LoRA matrices of linear layers, DoRA magnitudes and modules_to_save are supported.",
             )
     return parts, saved
+
+
+def is_saved(name: str, modules_to_save: Iterable[str]) -> bool:
+    """Whether PEFT saves this parameter whole: some module that holds it ends in one of the names, as text."""
+    parts = name.split(".")
+    holders = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return any(holder.endswith(tuple(modules_to_save)) for holder in holders)
 
 
 def _check_targets(

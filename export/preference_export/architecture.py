@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from preference_core.errors import UserError
+from preference_core.git_lfs import pull_hint
 
 Activation = Literal["silu", "gelu_tanh"]
 
 SUPPORTED = {"gemma2": "Gemma-2", "llama": "Llama-3", "qwen2": "Qwen2"}
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+#: Counts that a configuration must have.
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -84,11 +91,17 @@ class Architecture:
 
 def hugging_face_config(folder: Path) -> Any:
     """The `transformers` configuration of a checkpoint folder; no code from the checkpoint is ever run."""
+    path = folder / "config.json"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
-        raise ArchitectureError(f"`{folder / 'config.json'}` cannot be read: {reason}") from None
+    except Exception as error:  # a value of a wrong type fails anywhere in it, with exceptions of any kind
+        lines = [line.strip() for line in str(error).strip().split("\n")]
+        reason = " ".join(lines if isinstance(error, StrictDataclassError) else lines[:1])
+        raise ArchitectureError(f"`{path}` cannot be read: {reason}", pull_hint(path)) from None
+    for key in SIZES:
+        size = getattr(config, key, 1)
+        if isinstance(size, int) and size < 1:
+            raise ArchitectureError(f"`{key}` in `{path}` is {size}, expected at least 1")
     return config
 
 
@@ -144,6 +157,13 @@ def _refuse_unsupported(config: Any) -> None:
             hint="Only bitsandbytes is read. Name the original, unquantised base; its adapter fits it as well.",
         )
     rope = config.rope_parameters
+    if "rope_type" not in rope or any(isinstance(value, dict) for value in rope.values()):
+        raise ArchitectureError(
+            f"`rope_parameters` in config.json differ by layer ({', '.join(sorted(rope))}), which is not supported",
+            hint="Supported is one set with a `rope_type` for all layers.",
+        )
+    if not isinstance(rope["rope_theta"], int | float):
+        raise ArchitectureError(f"`rope_theta` in config.json is {rope['rope_theta']!r}, expected a number")
     if rope["rope_type"] not in ROPE_TYPES:
         raise ArchitectureError(
             f"RoPE scaling `{rope['rope_type']}` is not supported", hint=f"Supported: {', '.join(ROPE_TYPES)}."

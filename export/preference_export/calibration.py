@@ -8,7 +8,7 @@ import contextlib
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from preference_core.manifest import read_manifest, sha256_of, verify, write_man
 from preference_core.settings import Config, Member
 from preference_core.structure import plain
 from preference_core.tokenisation import BattleTokenizer, settings_of_checkpoint, write_tokenisation
-from preference_export.folders import replaced
+from preference_export.folders import remove_remains, replaced
 from preference_export.quantise import DECODER, Ranges
 from preference_export.reference import Reference
 from preference_export.sample import Sample, read_sample
@@ -54,9 +54,9 @@ def calibrate_member(config: Config, member: Member, source: Source, reference: 
     `reference` loads the original model, if it is needed.
     """
     sample_path = sample_of(config)
-    settings = {key: plain(getattr(member, key)) for key in ("template", "max_tokens", "truncation", "base_rounding")}
-    made_from = {"settings": settings, "inputs": input_hashes(source), "sample": sha256_of(sample_path)}
+    made_from = {"settings": _settings(member), "inputs": input_hashes(source), "sample": sha256_of(sample_path)}
     made_by = {**_modelopt_version(), **versions()}
+    remove_remains(calibration_folder(config, member))
     if _is_current(calibration_folder(config, member), made_from, made_by):
         return False
     sequences = tokenised(member, source, read_sample(sample_path, config.labels))
@@ -67,8 +67,11 @@ def calibrate_member(config: Config, member: Member, source: Source, reference: 
     return True
 
 
-def ranges_of(config: Config, member: Member) -> tuple[Ranges, dict[str, Any]]:
-    """The measured ranges of a member by GEMM, and what identifies them. `ArtefactError` when there are none."""
+def ranges_of(config: Config, member: Member, inputs: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
+    """The measured ranges of a member by GEMM, and what identifies them.
+
+    `ArtefactError` when there are none, or they are of other files than `inputs` (hashes by role) or other settings.
+    """
     folder = calibration_folder(config, member)
     if not folder.is_dir():
         raise ArtefactError(
@@ -76,7 +79,18 @@ def ranges_of(config: Config, member: Member) -> tuple[Ranges, dict[str, Any]]:
             hint="Run `preference-export calibrate` (or `all`) with this configuration.",
         )
     manifest = verify(folder)
+    for key, now in (("settings", _settings(member)), ("inputs", inputs)):
+        if manifest.made_from.get(key) != now:
+            what = "settings" if key == "settings" else "files of `base` and `adapter`"
+            raise ArtefactError(
+                f"Member `{member.name}` was calibrated with other {what} than there are now: `{folder}`",
+                hint="Run `preference-export calibrate` (or `all`) with this configuration.",
+            )
     return load_file(folder / RANGES_FILE), {"sha256": manifest.files[RANGES_FILE].sha256}
+
+
+def _settings(member: Member) -> dict[str, Any]:
+    return {key: plain(getattr(member, key)) for key in ("template", "max_tokens", "truncation", "base_rounding")}
 
 
 def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int32]]) -> dict[str, torch.Tensor]:

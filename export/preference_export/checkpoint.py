@@ -15,6 +15,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from safetensors import SafetensorError, safe_open
 
 from preference_core.errors import SystemFailure, UserError
+from preference_core.git_lfs import pull_hint
 from preference_core.settings import is_hub_id
 
 BASE_WEIGHTS = "model.safetensors"
@@ -34,10 +35,14 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A local folder; `origin` is what the configuration calls it, `commit` the hub commit it was fetched at."""
+    """A local folder; `origin` is what the configuration calls it.
+
+    One that was fetched has the `revision` that was asked for, and the hub's `commit` that this was.
+    """
 
     folder: Path
     origin: str
+    revision: str | None = None
     commit: str | None = None
 
 
@@ -63,7 +68,7 @@ def locate(location: str, revision: str | None, role: str = "base") -> Checkpoin
             hint=f"{TRAINED if role == 'adapter' else ''}Pin a hub id: `{key} = ...`, the commit shown on its page.",
         )
     folder = _download(location, revision)
-    return Checkpoint(folder, location, folder.name)
+    return Checkpoint(folder, location, revision, folder.name)
 
 
 def _download(hub_id: str, revision: str) -> Path:
@@ -89,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"There is no file `{path}`") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"`{path}` cannot be read: {error}") from None
+        raise CheckpointError(f"`{path}` cannot be read: {error}", pull_hint(path)) from None
     if not isinstance(table, dict):
         raise CheckpointError(f"`{path}` holds {type(table).__name__}, expected an object")
     return table
@@ -163,4 +168,5 @@ def _header(path: Path) -> dict[str, StoredTensor]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             return {name: StoredTensor(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"`{path}` is not a safetensors file: {error}", hint="Fetch or save it again.") from None
+        hint = pull_hint(path) or "Fetch or save it again."
+        raise CheckpointError(f"`{path}` is not a safetensors file: {error}", hint) from None

@@ -19,7 +19,7 @@ from preference_export.engine import (
     tensorrt_module,
     use_gpu_of,
 )
-from preference_export.folders import replaced
+from preference_export.folders import remove_remains, replaced
 from preference_export.member import exported_member, folder_of
 from preference_export.onnx_export import DATA_FILE, MODEL_FILE
 from preference_export.versions import versions
@@ -39,6 +39,7 @@ def build_member_engine(config: Config, member: Member, progress: Progress) -> b
     folder = engine_folder(config, member)
     made_from = _made_from(config, member, exported_member(config, member))
     use_gpu_of(member)
+    remove_remains(folder)
     made_by = {"tensorrt": str(trt.__version__), **versions()}
     if _is_current(folder, made_from, made_by):
         return False
@@ -76,7 +77,8 @@ def _is_current(folder: Path, made_from: dict[str, Any], made_by: dict[str, str]
     try:
         manifest = read_manifest(folder)
         here = manifest.details.get("gpu_architecture") == gpu_architecture()
-        if manifest.made_from != made_from or manifest.versions != made_by or not here:
+        whole = here and isinstance(manifest.details.get("warnings"), list)
+        if manifest.made_from != made_from or manifest.versions != made_by or not whole:
             return False
         verify(folder)
     except ArtefactError:

@@ -17,12 +17,14 @@ def replaced(target: Path, keep_as: Path | None = None) -> Iterator[Path]:
     What `target` held before is kept at `keep_as` (in place of what that held), or removed. Killed at any moment, it
     leaves at `target` either the old folder, the new one, or, between two renames, none: never a part of one.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = _beside(target, "part")
-    _remove(part)
-    part.mkdir()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_remains(target)
+        _remove(part)
+        part.mkdir()
         yield part
+        put_in_place(part, target, keep_as)
     except OSError as error:
         _remove(part)
         hint = "Free space there and run it again." if error.errno == errno.ENOSPC else None
@@ -30,7 +32,6 @@ def replaced(target: Path, keep_as: Path | None = None) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         raise
-    put_in_place(part, target, keep_as)
 
 
 def put_in_place(new: Path, target: Path, keep_as: Path | None = None) -> None:
@@ -39,11 +40,20 @@ def put_in_place(new: Path, target: Path, keep_as: Path | None = None) -> None:
         old = keep_as or _beside(target, "old")
         _remove(old)
         os.rename(target, old)
-        os.rename(new, target)
+        try:
+            os.rename(new, target)
+        except OSError:
+            os.rename(old, target)
+            raise
         if keep_as is None:
             _remove(old)
     else:
         os.rename(new, target)
+
+
+def remove_remains(target: Path) -> None:
+    """Removes what `replaced` had still to remove when it was killed after its first rename."""
+    _remove(_beside(target, "old"))
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -23,7 +23,7 @@ from preference_export.architecture import Architecture, architecture_of, huggin
 from preference_export.calibration import ranges_of
 from preference_export.checkpoint import TensorFiles
 from preference_export.external_data import check_external_data
-from preference_export.folders import replaced
+from preference_export.folders import remove_remains, replaced
 from preference_export.graph_precision import ParameterSpec, written_specs
 from preference_export.length_buckets import LengthReference, write_onnx
 from preference_export.merge import MergedWeights
@@ -41,11 +41,13 @@ from preference_export.precision import Recipe, recipe_of
 from preference_export.quantise import quantised_gemms
 from preference_export.reference import Reference
 from preference_export.rounding import open_base
-from preference_export.source import Source, input_hashes, roles_of
+from preference_export.source import Source, input_hashes, origins_of
 from preference_export.tokenizer_check import check_tokenizers
 from preference_export.versions import versions
 
 KIND = "member"
+#: Key of a manifest's details.
+WEIGHT_BYTES = "weight_bytes"
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,13 @@ def export_member(
 
     `started` is told the number of bytes to come, `report` those written.
     """
-    ranges, origin = ranges_of(config, member) if recipe_of(member).calibrated else (None, None)
-    made_from = {"settings": settings_of(config, member), "inputs": input_hashes(source), "calibration": origin}
-    if _is_current(folder_of(config, member), made_from):
+    inputs = input_hashes(source)
+    ranges, origin = ranges_of(config, member, inputs) if recipe_of(member).calibrated else (None, None)
+    made_from = {"settings": settings_of(config, member), "inputs": inputs, "calibration": origin}
+    remove_remains(folder_of(config, member))
+    current = _current(folder_of(config, member), made_from)
+    if current is not None:
+        _note_origins(folder_of(config, member), current, source)
         return False
     if member.kind == "length_buckets":
         _write_length_buckets(config, member, source, made_from)
@@ -135,7 +141,7 @@ def export_member(
     with replaced(folder_of(config, member)) as folder:
         write_tokenisation(folder, source.base.folder, tokenisation)
         hashes = export_onnx(folder, opened.architecture, opened.weights, opened.labels, opened.recipe, report, ranges)
-        details = {"architecture": opened.architecture.model_type, "weight_bytes": opened.bytes, **_origins(source)}
+        details = {"architecture": opened.architecture.model_type, WEIGHT_BYTES: opened.bytes, **origins_of(source)}
         write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
     return True
 
@@ -146,7 +152,7 @@ def _write_length_buckets(config: Config, member: Member, source: Source, made_f
         write_buckets(folder, buckets)
         hashes = write_onnx(folder, buckets)
         weight_bytes = buckets.log_probabilities().nbytes
-        details = {"architecture": member.kind, "weight_bytes": weight_bytes, **_origins(source)}
+        details = {"architecture": member.kind, WEIGHT_BYTES: weight_bytes, **origins_of(source)}
         write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
 
 
@@ -178,21 +184,27 @@ def original_of(config: Config, member: Member, source: Source) -> Reference:
     return Reference(folder, adapters, len(config.labels), None if type(base) is TensorFiles else base)
 
 
-def _is_current(folder: Path, made_from: Mapping[str, Any]) -> bool:
+def _current(folder: Path, made_from: dict[str, Any]) -> Manifest | None:
     try:
         manifest = read_manifest(folder)
-        if manifest.made_from != made_from or manifest.versions != versions():
-            return False
-        verify(folder)
+        if manifest.made_from != made_from or manifest.versions != versions() or WEIGHT_BYTES not in manifest.details:
+            return None
+        return verify(folder)
     except ArtefactError:
-        return False
-    return True
+        return None
 
 
-def _origins(source: Source) -> dict[str, Any]:
-    """Hub ids and commits; folders of this machine are left out."""
-    return {
-        role: {"hub_id": checkpoint.origin, "commit": checkpoint.commit}
-        for role, checkpoint in roles_of(source).items()
-        if checkpoint.commit is not None
-    }
+def _note_origins(folder: Path, manifest: Manifest, source: Source) -> None:
+    """Another revision may hold the same files: then only what the manifest says of it changes."""
+    origins = origins_of(source)
+    kept = {key: value for key, value in manifest.details.items() if key not in manifest.made_from["inputs"]}
+    if {**kept, **origins} != manifest.details:
+        write_manifest(
+            folder,
+            manifest.kind,
+            made_from=manifest.made_from,
+            versions=manifest.versions,
+            parity=manifest.parity,
+            details={**kept, **origins},
+            known_hashes={name: record.sha256 for name, record in manifest.files.items()},
+        )

@@ -13,11 +13,17 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from preference_core.errors import UserError
-from preference_export.adapter import HEAD, Adapter, AdapterError, Lora
+from preference_export.adapter import HEAD, Adapter, AdapterError, Lora, is_saved
 from preference_export.checkpoint import CheckpointError, TensorFiles
 
 ADAPTER_NAME = "default"
 BASE_PREFIX = "model."
+HEAD_BIAS = "score.bias"
+NO_BIAS = "A head is `nn.Linear(..., bias=False)`, as in `*ForSequenceClassification`; train it without a bias."
+#: Buffers that early checkpoints hold, and that are computed from config.json.
+BUFFERS = tuple(f"rotary_emb.{name}" for name in ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached"))
+#: In names of tensors of an adapter that was saved with its base, unmerged.
+ADAPTER_MARKS = (".lora_", ".base_layer.", ".modules_to_save.", ".original_module.")
 
 
 class HeadError(UserError):
@@ -31,8 +37,11 @@ class MergedWeights:
         """`shapes` are those of every tensor that will be asked for; all are checked here, for every adapter."""
         self.base, self.adapters, self.shapes = base, tuple(adapters), shapes
         self._stored = {name: self._base_name(name) for name in shapes}
+        self._check_unread()
         for adapter in self.adapters or (None,):
             self._check_head(adapter)
+            if adapter is not None:
+                self._check_saved(adapter)
             for name, shape in shapes.items():
                 self._check(adapter, name, shape)
 
@@ -101,6 +110,40 @@ class MergedWeights:
                 f"the configuration has {expected[0]} labels",
                 hint="`labels` must be those that the head was trained with, in that order.",
             )
+
+    def _check_saved(self, adapter: Adapter) -> None:
+        """Refuses an adapter that trained a tensor which is not computed here, or that lacks one it says it trained."""
+        for name in sorted(adapter.saved.keys() - self.shapes.keys()):
+            raise AdapterError(
+                f"Adapter `{adapter.files.folder}` trained `{name}`, which this architecture has no place for",
+                hint=NO_BIAS if name == HEAD_BIAS else "Left out, it would make every score another one.",
+            )
+        for name in self.shapes:
+            if is_saved(name, adapter.config.modules_to_save or ()) and name not in adapter.saved:
+                raise AdapterError(
+                    f"Adapter `{adapter.files.folder}` has no tensor `{name}`, which its `modules_to_save` names",
+                    hint="Its file is incomplete; save it again.",
+                )
+
+    def _check_unread(self) -> None:
+        """Refuses tensors of the base that belong to the decoder or its head and would be left out."""
+        replaced = {HEAD_BIAS} if self.adapters else set()  # every adapter brings the whole head
+        for name in sorted(self.base.tensors.keys() - set(self._stored.values()) - replaced):
+            if self._belongs_to_decoder(name):
+                raise CheckpointError(
+                    f"Base `{self.base.folder}` holds the tensor `{name}`, which this architecture has no place for",
+                    hint=NO_BIAS
+                    if name == HEAD_BIAS
+                    else "Its config.json is of another model, or it holds an adapter that was not merged.",
+                )
+
+    def _belongs_to_decoder(self, name: str) -> bool:
+        """Whether a tensor is of a part that is computed. Other heads (`lm_head`) and buffers are not."""
+        if name.endswith(BUFFERS):
+            return False
+        parts = {known.removeprefix(BASE_PREFIX).partition(".")[0] for known in self.shapes}
+        first = name.removeprefix(BASE_PREFIX).partition(".")[0]
+        return first in parts or any(mark in name for mark in ADAPTER_MARKS)
 
     def _check(self, adapter: Adapter | None, name: str, shape: tuple[int, ...]) -> None:
         files, stored = self._source(adapter, name)

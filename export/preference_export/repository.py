@@ -26,6 +26,7 @@ from preference_export.folders import end_exchange, exchange, link_or_copy, repl
 from preference_export.member import exported_member, folder_of
 from preference_export.onnx_export import DATA_FILE, MODEL_FILE
 from preference_export.parity import BROKEN, Parity, exceeded, limits_of
+from preference_export.source import check_made_from
 from preference_export.triton_config import model_configs, text_of
 
 KIND = "repository"
@@ -70,21 +71,22 @@ def assemble(
     programs: Path,
     *,
     allow_unchecked: bool = False,
-    inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    check_inputs: bool = False,
 ) -> Assembled:
     """Builds `config.repository` from checked members; leaves it alone when its content would be the same.
 
     `programs` is the project's `model_repository/`. Raises `ArtefactError` for members that are not checked, unless
     `allow_unchecked`: then the manifest names them, and the server's log will. What did not pass, or would not pass
-    today's limits, is always refused; so is a member that was exported from other files than `inputs` (hashes by member
-    and role), where these are given.
+    today's limits, is always refused. `check_inputs` refuses a member that was exported from another base or adapter
+    than the configuration names now.
     """
     end_exchange(config.repository, previous_of(config))
     manifests = {member.name: exported_member(config, member) for member in config.members}
     engines = {member.name: built_engine(config, member) for member in config.members if member.engine == "tensorrt"}
     for member in config.members:
         exported, engine = manifests[member.name], engines.get(member.name)
-        _check_inputs(member, exported, (inputs or {}).get(member.name))
+        if check_inputs:
+            check_made_from(member, exported)
         for manifest in (exported, engine) if engine else (exported,):
             _check_record(member, manifest.parity)
     parity = {name: (engines.get(name) or manifest).parity for name, manifest in manifests.items()}
@@ -125,14 +127,6 @@ def assemble(
     return Assembled(version, changed=True)
 
 
-def _check_inputs(member: Member, exported: Manifest, inputs: Mapping[str, Any] | None) -> None:
-    if inputs is not None and exported.made_from.get("inputs") != inputs:
-        raise ArtefactError(
-            f"`{member.name}` was exported from other files than `base` and `adapter` hold now",
-            hint="Run `preference-export all` with this configuration.",
-        )
-
-
 def _check_record(member: Member, record: Mapping[str, Any]) -> None:
     """Refuses what a comparison found broken, and what was measured to be above the limits as they are now."""
     if not record:
@@ -154,9 +148,11 @@ def roll_back(config: Config) -> int:
     end_exchange(config.repository, previous)
     if not previous.is_dir():
         raise ArtefactError(f"`{previous}` does not exist: there is nothing to go back to")
-    manifest = verify(previous)
+    version = verify(previous).details.get("version")
+    if not isinstance(version, int):
+        raise ArtefactError(f"The manifest of `{previous}` has no `version`", hint="Do not serve what was changed.")
     exchange(config.repository, previous)
-    return int(manifest.details["version"])
+    return version
 
 
 def write_sources(config: Config, programs: Path, output: Path) -> list[Path]:
@@ -229,14 +225,15 @@ def _text(text: str) -> Part:
 def _current(repository: Path) -> Manifest | None:
     """The manifest of a repository that is there and unchanged."""
     try:
-        return verify(repository)
+        manifest = verify(repository)
     except ArtefactError:
         return None
+    return manifest if isinstance(manifest.details.get("version"), int) else None
 
 
 def _latest_version(repository: Path) -> int:
     """The highest version of a repository, from its manifest; 0 when there is none."""
     try:
         return int(read_manifest(repository).details["version"])
-    except (ArtefactError, KeyError, ValueError):
+    except (ArtefactError, KeyError, ValueError, TypeError):
         return max((int(path.name) for path in repository.glob("*/[0-9]*") if path.name.isdigit()), default=0)

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from pyarrow.parquet import ParquetFile
 
 from preference_core.battle import Battle, battle_from_row
-from preference_core.errors import ConfigError, UserError
+from preference_core.errors import ConfigError, UserError, nearest
+from preference_core.git_lfs import pull_hint
 from preference_core.metrics import target_of_row
 from preference_core.tensors import FIELDS
 
 SAMPLE_BATTLES = 64
+PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,7 @@ def read_sample(path: Path, labels: Sequence[str], count: int = SAMPLE_BATTLES) 
     steps = min(count, len(lengths))
     chosen = {by_length[round(step * (len(lengths) - 1) / max(steps - 1, 1))] for step in range(steps)}
     rows = {index: row for index, row in enumerate(_rows(path)) if index in chosen}
-    first = next(iter(rows.values()))
-    labelled = "winner" in first or all(label in first for label in labels)
+    labelled = _is_labelled(path, next(iter(rows.values())), labels)
     battles, targets = [], []
     for index, row in rows.items():
         try:
@@ -46,16 +48,34 @@ def read_sample(path: Path, labels: Sequence[str], count: int = SAMPLE_BATTLES) 
     return Sample(tuple(battles), tuple(targets) if labelled else None)
 
 
+def _is_labelled(path: Path, row: Mapping[str, Any], labels: Sequence[str]) -> bool:
+    """Whether the file says who won. Some label columns without the others are an error: one is misspelt."""
+    if "winner" in row:
+        return True
+    missing = [label for label in labels if label not in row]
+    if missing and len(missing) < len(labels):
+        columns = [str(column) for column in row if column not in labels]
+        raise ConfigError(f"`{path}` has no column `{missing[0]}`, but other labels", hint=nearest(missing[0], columns))
+    return not missing
+
+
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"`data.sample` is `{path}`, which is no file", hint="Name a CSV or Parquet file of battles.")
-    if path.suffix == ".parquet":
-        for batch in ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-        return
-    csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file)
+    try:
+        if path.suffix == ".parquet":
+            for batch in ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
+            return
+        csv.field_size_limit(sys.maxsize)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from csv.DictReader(file)
+    except UnicodeDecodeError as error:
+        hint = "Unpack it, or save it as UTF-8." if path.suffix in PACKED else "Save it as UTF-8."
+        raise ConfigError(f"`data.sample` is `{path}`, which is not UTF-8 text: {error}", hint) from None
+    except (csv.Error, pyarrow.ArrowException, OSError) as error:
+        hint = pull_hint(path) or "Name a CSV or Parquet file of battles."
+        raise ConfigError(f"`data.sample` is `{path}`, which cannot be read: {error}", hint) from None
 
 
 def _characters(row: Mapping[str, Any]) -> int:

@@ -4,9 +4,7 @@ What a stage does to one member is in the modules it calls.
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from preference_core.errors import escape_control_characters
 from preference_core.manifest import read_manifest
@@ -22,7 +20,7 @@ from preference_export.hf_checkpoint import write_checkpoint
 from preference_export.plan import MemberPlan, plan_of
 from preference_export.precision import check_supported, recipe_of
 from preference_export.run import Run, byte_progress, phase_progress
-from preference_export.source import Source, input_hashes, is_here, source_of
+from preference_export.source import Source, source_of
 
 
 def merge_members(run: Run) -> None:
@@ -73,11 +71,9 @@ def check_members(run: Run) -> None:
 
 
 def assemble_repository(run: Run, programs: Path, unchecked: bool) -> None:
-    """Assembles the repository; members whose base and adapters are on this machine must have been made from these."""
+    """Assembles the repository; every member must have been made from what the configuration names now."""
     check_supported(run.config)
-    _repository(
-        run, programs, unchecked, {m.name: input_hashes(source_of(m)) for m in run.config.members if is_here(m)}
-    )
+    _repository(run, programs, unchecked, check_inputs=True)
 
 
 def all_stages(run: Run, programs: Path, unchecked: bool) -> None:
@@ -119,7 +115,7 @@ def _onnx(run: Run, member: Member, source: Source) -> None:
     with freed_memory_kept(), byte_progress(f"onnx {member.name}") as (started, report):
         changed = members.export_member(run.config, member, source, started, report)
     folder = members.folder_of(run.config, member)
-    weight_bytes = read_manifest(folder).details["weight_bytes"]
+    weight_bytes = read_manifest(folder).details[members.WEIGHT_BYTES]
     run.add("onnx", member.name, changed=changed, folder=folder, weight_bytes=weight_bytes)
 
 
@@ -152,8 +148,8 @@ def _check(run: Run, member: Member, source: Source, *, again: bool) -> None:
     run.add("check", member.name, changed=checked.changed, folder=checked.folder, file=checked.file, **parity)
 
 
-def _repository(run: Run, programs: Path, unchecked: bool, inputs: Mapping[str, Any] | None = None) -> None:
-    assembled = repositories.assemble(run.config, programs, allow_unchecked=unchecked, inputs=inputs)
+def _repository(run: Run, programs: Path, unchecked: bool, *, check_inputs: bool = False) -> None:
+    assembled = repositories.assemble(run.config, programs, allow_unchecked=unchecked, check_inputs=check_inputs)
     run.add(
         "repository",
         run.config.name,

@@ -7,11 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from preference_core.errors import ArtefactError
 from preference_core.manifest import sha256_of
-from preference_core.tokenisation import TOKENIZER_FILE
+from preference_core.tokenisation import TOKENIZER_FILE, read_tokenizer
 from preference_export.checkpoint import Checkpoint
 from preference_export.source import Source
 
@@ -43,8 +41,5 @@ def _different(base: Checkpoint, adapter: Checkpoint, part: str) -> ArtefactErro
 
 def _parts(path: Path) -> dict[str, Any]:
     """`tokenizer.json` as the installed library writes it, so that versions of the format compare."""
-    try:
-        parts: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
-    except Exception as error:  # the library raises plain exceptions
-        raise ArtefactError(f"`{path}` cannot be read: {error}") from None
+    parts: dict[str, Any] = json.loads(read_tokenizer(path).to_str())
     return parts

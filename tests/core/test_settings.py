@@ -61,6 +61,11 @@ def test_a_config_survives_the_way_to_plain_values_and_back(load):
         (('name = "llama"', 'name = "gemma"'), "Two members are called `gemma`", None),
         (('name = "tiny"', 'name = "tiny"\nlabel = []'), "`label`", "`labels`"),
         (('name = "tiny"', 'name = "tiny"\nlabels = ["winner_model_a"]'), "at least two", None),
+        (('name = "tiny"', 'name = "tiny"\nlabels = ["a, b", "c"]'), "`labels` has 'a, b'", "comma"),
+        (('name = "tiny"', 'name = "tiny"\nlabels = ["a", ""]'), "`labels` has ''", "empty"),
+        (('name = "tiny"', 'name = "tiny"\nlabels = ["a", " b"]'), "`labels` has ' b'", "space"),
+        (('base = "bases/gemma"', 'base = "b"\ngpus = [-1]'), "`gpus` is -1, expected at least 0", None),
+        (('base = "bases/gemma"', 'base = "b"\ngpus = [0, 1, 0]'), "[0, 1, 0], which names one twice", "`instances`"),
     ],
     ids=lambda value: str(value)[:40],
 )

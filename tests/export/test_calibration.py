@@ -1,5 +1,6 @@
 """Calibration measures what the original model's layers read, once, and is asked for by those who need it."""
 
+import shutil
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -41,6 +42,29 @@ def test_a_calibration_counts_where_modelopt_is_not_installed_and_not_with_anoth
         patch.setattr("preference_export.calibration.version", absent)
         assert project.run("calibrate")["results"][0]["changed"] is False
     monkeypatch.setattr("preference_export.calibration.version", lambda package: "another")
+    assert project.run("calibrate")["results"][0]["changed"] is True
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("max_tokens = 48", "max_tokens = 40", "other settings"),
+        ('base = "base"', 'base = "another"', "other files of `base` and `adapter`"),
+        ('adapter = "adapter"', 'adapter = "other"', "other files of `base` and `adapter`"),
+    ],
+)
+def test_a_calibration_of_another_model_or_of_other_settings_is_not_used(make, project, old, new, named):
+    pytest.importorskip("modelopt")
+    make.base(project.folder / "another", "gemma2", config=make.config("gemma2", sliding_window=48))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(project.folder / "base" / name, project.folder / "another" / name)
+    make.adapter(project.folder / "other", project.folder / "base", r=2, target_modules=["k_proj"])
+    project.edit("max_tokens = 48", 'max_tokens = 48\nprecision = "fp8"')
+    project.run("calibrate")
+    project.edit(old, new)
+    with pytest.raises(ArtefactError, match=named) as caught:
+        project.run("onnx")
+    assert "preference-export calibrate" in caught.value.hint
     assert project.run("calibrate")["results"][0]["changed"] is True
 
 

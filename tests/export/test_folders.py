@@ -6,7 +6,7 @@ import os
 import pytest
 
 from preference_core.errors import SystemFailure
-from preference_export.folders import end_exchange, exchange, replaced
+from preference_export.folders import end_exchange, exchange, remove_remains, replaced
 
 
 def names(folder):
@@ -72,6 +72,63 @@ def test_a_killed_exchange_is_put_right_by_the_next_one(tmp_path, monkeypatch, k
     assert names(tmp_path) == ["one", "other"]
     exchange(one, other)
     assert names(one) == (["was one"] if done else ["was other"])
+
+
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_the_old_folder_does_not_stay_for_ever_after_a_kill(tmp_path, monkeypatch, killed_after):
+    """Killed between two renames, or before the old folder is removed: weights of this size fill a disk."""
+    target, renames = tmp_path / "target", []
+
+    def rename(source, place):
+        if len(renames) == killed_after:
+            raise KeyboardInterrupt
+        renames.append(place)
+        os.replace(source, place)
+
+    def removal(path):
+        if path.name == ".target.old" and path.exists():
+            raise KeyboardInterrupt
+
+    with replaced(target) as folder:
+        (folder / "first").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("preference_export.folders.os.rename", rename)
+        patch.setattr("preference_export.folders._remove", removal)
+        with pytest.raises(KeyboardInterrupt), replaced(target) as folder:
+            (folder / "second").touch()
+    assert ".target.old" in names(tmp_path)
+    remove_remains(target)
+    assert ".target.old" not in names(tmp_path)
+    with replaced(target) as folder:
+        (folder / "third").touch()
+    assert names(tmp_path) == ["target"]
+
+
+def test_a_rename_that_fails_leaves_the_old_folder_in_place(tmp_path, monkeypatch):
+    target, renames = tmp_path / "target", []
+    with replaced(target) as folder:
+        (folder / "old").touch()
+
+    def rename(source, place):
+        renames.append(place)
+        if len(renames) == 2:
+            raise OSError(errno.EACCES, "Permission denied")
+        os.replace(source, place)
+
+    monkeypatch.setattr("preference_export.folders.os.rename", rename)
+    with pytest.raises(SystemFailure, match="could not be written"), replaced(target) as folder:
+        (folder / "new").touch()
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["target"]
+
+
+def test_a_file_in_the_way_is_one_error(tmp_path):
+    (tmp_path / "build").touch()
+    with (
+        pytest.raises(SystemFailure, match=r"build/name/target` could not be written"),
+        replaced(tmp_path / "build" / "name" / "target"),
+    ):
+        pass
 
 
 def test_what_a_killed_run_left_is_cleared_away(tmp_path):
