@@ -5,6 +5,7 @@ the modules it calls.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from preference_export.checkpoint import TensorFiles
 from preference_export.external_data import check_external_data
 from preference_export.folders import remove_remains, replaced
 from preference_export.graph_precision import ParameterSpec, written_specs
+from preference_export.layered import LayeredReference
 from preference_export.length_buckets import LengthReference, write_onnx
 from preference_export.merge import MergedWeights
 from preference_export.onnx_export import (
@@ -39,7 +41,7 @@ from preference_export.onnx_export import (
 from preference_export.parity import Classifier
 from preference_export.precision import Recipe, recipe_of
 from preference_export.quantise import quantised_gemms
-from preference_export.reference import Reference
+from preference_export.reference import Reference, fits
 from preference_export.rounding import open_base
 from preference_export.source import Source, input_hashes, origins_of
 from preference_export.tokenizer_check import check_tokenizers
@@ -170,18 +172,26 @@ def exported_member(config: Config, member: Member) -> Manifest:
 
 
 def reference_of(config: Config, member: Member, source: Source) -> Classifier:
-    """What a member is compared with: the original model, or its length buckets."""
+    """What a member is compared with: the original model, whole where it fits into memory, or its length buckets."""
     if member.kind == "length_buckets":
         return LengthReference(read_buckets(source.base.folder, config.labels))
-    return original_of(config, member, source)
+    weights = open_member(config, member, source).weights
+    parameters = sum(math.prod(shape) for shape in weights.shapes.values())
+    if len(source.adapters) > 1 or fits(parameters):
+        return _whole(source, weights.base, len(config.labels))
+    adapter = source.adapters[0].folder if source.adapters else None
+    return LayeredReference(source.base.folder, adapter, len(config.labels), weights.base)
 
 
 def original_of(config: Config, member: Member, source: Source) -> Reference:
-    """The original model; a base that is not what `transformers` would load is handed over tensor by tensor."""
-    folder = source.base.folder
-    base = open_member(config, member, source).weights.base
-    adapters = [adapter.folder for adapter in source.adapters]
-    return Reference(folder, adapters, len(config.labels), None if type(base) is TensorFiles else base)
+    """The original model, whole."""
+    return _whole(source, open_member(config, member, source).weights.base, len(config.labels))
+
+
+def _whole(source: Source, base: TensorFiles, labels: int) -> Reference:
+    """A base that is not what `transformers` would load is handed over tensor by tensor."""
+    stored = None if type(base) is TensorFiles else base
+    return Reference(source.base.folder, [adapter.folder for adapter in source.adapters], labels, stored)
 
 
 def _current(folder: Path, made_from: dict[str, Any]) -> Manifest | None:

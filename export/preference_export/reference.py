@@ -1,6 +1,7 @@
 """The original model: Hugging Face's `*ForSequenceClassification`, with its adapter unmerged, in float32.
 
-Whatever this project makes is compared with it. It is loaded whole, so it needs memory for all weights.
+Whatever this project makes is compared with it. It is loaded whole, so it needs memory for all weights; `layered` has
+the same model for machines without.
 """
 
 import logging
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 import transformers
 from peft import PeftModel
@@ -22,8 +24,9 @@ from preference_core.errors import SystemFailure
 from preference_export.architecture import hugging_face_config
 from preference_export.checkpoint import TensorFiles
 
-#: GPU memory left free beside the weights: activations, and the artefact that is compared.
+#: Memory left free beside the weights: activations, and the artefact that is compared.
 ROOM_BYTES = 4 * 1024**3
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class Reference:
@@ -56,13 +59,26 @@ class Reference:
         return np.stack(rows)
 
 
+def fits(parameters: int) -> bool:
+    """Whether so many parameters in float32 fit into the GPU in use, without one into memory, with room to work in."""
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else _free_memory()
+    return 4 * parameters + ROOM_BYTES < free
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take; a container may have fewer than the machine."""
+    available: int = psutil.virtual_memory().available
+    try:
+        limit = int(CGROUP_LIMIT.read_text())
+    except (OSError, ValueError):  # no control groups, or `max`
+        return available
+    return min(available, limit - int(psutil.Process().memory_info().rss))
+
+
 def _device_for(model: nn.Module) -> str:
-    """The GPU in use where the model fits there with room to work in, else the CPU. TF32 stays off, as torch has it."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    free, _ = torch.cuda.mem_get_info()
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return "cuda" if needed + ROOM_BYTES < free else "cpu"
+    """The GPU in use where the model fits there, else the CPU. TF32 stays off, as torch has it."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return "cuda" if torch.cuda.is_available() and fits(parameters) else "cpu"
 
 
 def _base(base: Path, headless: bool, labels: int, stored: TensorFiles | None) -> Any:

@@ -1,0 +1,103 @@
+"""The original model one layer at a time: the same numbers as whole, in the memory of one layer."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from preference_core.errors import SystemFailure
+from preference_core.manifest import read_manifest
+from preference_export import member as members
+from preference_export import reference as references
+from preference_export.checkpoint import TensorFiles
+from preference_export.layered import LayeredReference
+from preference_export.reference import Reference
+
+SEQUENCES = [np.random.default_rng(0).integers(3, 300, length).astype(np.int32) for length in (20, 1, 70)]
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "llama", "qwen2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_dora": True, "use_rslora": True},
+        {"layers_to_transform": [1], "modules_to_save": ["embed_tokens", "score"]},
+        {"target_modules": "all-linear", "rank_pattern": {"q_proj": 2}},
+    ],
+)
+def test_logits_are_those_of_the_whole_model_bit_for_bit(make, tmp_path, architecture, settings):
+    base = make.base(tmp_path / "base", architecture, dtype=torch.bfloat16, max_shard_size="40KB")
+    adapter = make.adapter(tmp_path / "adapter", base, **settings)
+    layered = LayeredReference(base, adapter, 3, TensorFiles(base))
+    expected = Reference(base, [adapter], 3).logits(SEQUENCES)
+    for _ in range(2):
+        np.testing.assert_array_equal(layered.logits(SEQUENCES), expected)
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_a_classifier_without_adapter_may_leave_out_the_prefix_of_its_names(make, tmp_path, prefix):
+    base = make.base(tmp_path / "base", "llama", head=True)
+    expected = Reference(base, [], 3).logits(SEQUENCES)
+    tensors = load_file(base / "model.safetensors")
+    renamed = {name.replace("model.", prefix, 1): tensor for name, tensor in tensors.items()}
+    save_file(renamed, base / "model.safetensors", metadata={"format": "pt"})
+    np.testing.assert_array_equal(LayeredReference(base, None, 3, TensorFiles(base)).logits(SEQUENCES), expected)
+
+
+def test_every_tensor_is_read_once_and_one_layer_is_in_memory_at_a_time(make, tmp_path, monkeypatch):
+    base = make.base(tmp_path / "base", "llama", config=make.config("llama", num_hidden_layers=6))
+    adapter = make.adapter(tmp_path / "adapter", base)
+    files = TensorFiles(base)
+    layered = LayeredReference(base, adapter, 3, files)
+    parameters = dict.fromkeys(layered._model.parameters())
+    layers = list(layered._model.model.layers)
+    read, in_memory = [], []
+
+    def watched(name):
+        read.append(name)
+        in_memory.append([number for number, layer in enumerate(layers) if _base_bytes(layer, parameters) > 0])
+        return TensorFiles.read(files, name)
+
+    monkeypatch.setattr(files, "read", watched)
+    layered.logits(SEQUENCES)
+    in_layers = [name for name in read if ".layers." in name]
+    assert sorted(in_layers) == sorted(name for name in files.tensors if ".layers." in name)
+    assert len(set(read)) == len(read)
+    assert max(map(len, in_memory)) == 1
+    assert all(_base_bytes(layer, parameters) == 0 for layer in layers)
+
+
+def _base_bytes(layer, absent):
+    """Bytes of what has been read into a layer: adapters and stand-ins were there before."""
+    return sum(parameter.nbytes for parameter in layer.parameters() if parameter not in absent)
+
+
+def test_a_tensor_that_is_not_there_is_named(make, tmp_path):
+    base = make.base(tmp_path / "base", "qwen2", head=True)
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemFailure, match=r"found no tensor `model\.layers\.1\.mlp\.up_proj\.weight`"):
+        LayeredReference(base, None, 3, TensorFiles(base)).logits(SEQUENCES)
+
+
+def test_the_gate_takes_it_where_the_whole_model_does_not_fit(project, monkeypatch):
+    opened = []
+    monkeypatch.setattr(references, "_free_memory", lambda: 0)
+    monkeypatch.setattr(members, "LayeredReference", lambda *args: opened.append(args) or LayeredReference(*args))
+    folder = project.folder / "build" / "tiny" / "members" / "gemma"
+    before = read_manifest(folder).parity
+    project.run("check")
+    assert len(opened) == 1
+    assert read_manifest(folder).parity == before
+
+
+def test_a_container_with_little_memory_counts_as_a_machine_with_little(monkeypatch, tmp_path):
+    assert references.fits(0)
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(references, "CGROUP_LIMIT", limit)
+    limit.write_text("max\n")
+    assert references.fits(0)
+    limit.write_text("1000000000\n")
+    assert not references.fits(0)
