@@ -12,7 +12,8 @@ import pytest
 
 from preference_core.errors import ConfigError, UserError
 from preference_training.battles import generate
-from preference_training.rows import read_labelled, read_rows, write_battles
+from preference_training.formats import read_rows
+from preference_training.rows import read_labelled, write_battles
 from preference_training.split import PARTS, Split, assigned, make_split, sampled
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -149,6 +150,15 @@ def test_a_number_is_an_id_even_if_it_is_zero(tmp_path):
     make_split(tmp_path, Split(str(tmp_path / "battles.parquet")), ("model_a", "model_b"))
     ids = sorted(int(row["id"]) for rows in read_parts(tmp_path).values() for row in rows)
     assert ids == list(range(30))
+
+
+def test_text_that_no_file_holds_is_replaced(tmp_path):
+    row = {"prompt": "why? \ud83d", "response_a": "yes", "response_b": "no", "winner": "model_a"}
+    lines = [json.dumps({"id": number, **row, "model_a": f"m{number}"}) for number in range(30)]
+    source = tmp_path / "battles.jsonl"
+    source.write_text("\n".join(line.replace("why?", f"why {n}?") for n, line in enumerate(lines)))
+    make_split(tmp_path, Split(str(source)), ("model_a", "model_b"))
+    assert next(read_rows(tmp_path / "test.csv"))["prompt"].endswith("? \ufffd")
 
 
 @pytest.mark.parametrize(
