@@ -167,8 +167,9 @@ def test_text_that_no_file_holds_is_replaced(tmp_path):
         ({"train": 0.8}, "sum to 1.1, expected 1"),
         ({"train": 1.0, "validation": 0.0, "test": 0.0}, "`train` is 1.0"),
         ({"sample": 2}, "`sample` is 2"),
+        ({"seed": -1}, "`seed` is -1, expected at least 0"),
     ],
-    ids=["sum", "all", "sample"],
+    ids=["sum", "all", "sample", "seed"],
 )
 def test_shares_that_cannot_be_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):

@@ -34,7 +34,7 @@ LENGTH_BUCKET = "length_bucket"
 
 @dataclass(frozen=True)
 class Split:
-    """The table `[training.split]`: a labelled file (CSV or Parquet), and the share of its battles that each part gets.
+    """The table `[training.split]`: a labelled file, and the share of its battles that each part gets.
 
     `sample` takes that many battles only, with the same shares of labels; without it all are used. `length_buckets`
     above 1 keeps the shares of that many quantile buckets of the difference in length (A - B, in characters) as well,
@@ -59,6 +59,8 @@ class Split:
             raise ConfigError(f"`sample` is {self.sample}, expected at least {len(PARTS)}")
         if self.length_buckets < 1:
             raise ConfigError(f"`length_buckets` is {self.length_buckets}, expected at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"`seed` is {self.seed}, expected at least 0")
 
     def shares(self) -> tuple[float, float, float]:
         """The shares in the order of `PARTS`."""
