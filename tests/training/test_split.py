@@ -195,6 +195,14 @@ def test_the_command_splits_once_and_says_what_came_of_it(workplace, source, tra
     assert train("split", "small.toml").stderr == "build/small/data: up to date\n"
 
 
+def test_weights_that_are_fitted_later_need_not_be_there_to_split(workplace, source, train):
+    text = Path("small.toml").read_text(encoding="utf-8")
+    table = f'[training.split]\nsource = "{source}"\n[combine]\ninclude = "weights.toml"\n'
+    Path("small.toml").write_text(text[: text.index("[training.battles]")] + table, encoding="utf-8")
+    result = train("split", "small.toml")
+    assert result.exit_code == 0, result.stderr
+
+
 def test_generated_battles_are_split_from_one_file(workplace, train):
     train("generate", "small.toml")
     alone = read_labelled(Path("build/small/data/train.csv"), LABELS)
