@@ -86,10 +86,8 @@ def test_an_output_that_is_a_folder_is_refused_before_anything_is_read(length, t
 def test_only_folders_of_the_project_are_made_for_an_output(fitted, train):
     text = LENGTH.replace("[data]", '[combine]\ninclude = "new/weights.toml"\n[data]')
     Path("some.toml").write_text(text, encoding="utf-8")
-    refused = train("weights", fitted, "-o", "other/weights.toml")
-    assert refused.stderr.endswith(
-        "error: There is no folder `other`\nhint: Make it: `mkdir -p other`.\n",
-    )
+    refused = train("weights", fitted, "-o", "an other/weights.toml")
+    assert refused.stderr.endswith("error: There is no folder `an other`\nhint: Make it: `mkdir -p 'an other'`.\n")
     assert train("weights", fitted).exit_code == 0
     assert Path("new/weights.toml").is_file()
 

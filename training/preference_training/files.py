@@ -1,6 +1,7 @@
 """The files that commands read and write: whatever is missing or in the way is refused before anything long begins."""
 
 from pathlib import Path
+from shlex import quote
 
 from preference_core.errors import SystemFailure, UserError
 from preference_core.settings import Config, Member, is_hub_id
@@ -38,7 +39,7 @@ def check_target(path: Path, suffix: str, *, make_folder: bool = False) -> None:
         except OSError as error:
             raise SystemFailure(f"The folder `{path.parent}` cannot be made: {error}") from None
     elif not path.parent.is_dir():
-        raise UserError(f"There is no folder `{path.parent}`", hint=f"Make it: `mkdir -p {path.parent}`.")
+        raise UserError(f"There is no folder `{path.parent}`", hint=f"Make it: `mkdir -p {quote(str(path.parent))}`.")
 
 
 def _command_that_writes(config: Config, path: Path) -> str | None:
