@@ -172,6 +172,28 @@ def test_predictions_that_do_not_fit_the_labels_are_refused(train, predictions, 
     assert result.stdout == ""
 
 
+def with_dropped_tokens(path, text):
+    rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([rows[0], *([*row[:-1], text] for row in rows[1:])])
+
+
+def test_dropped_tokens_may_be_written_as_whole_floats(train, predictions):
+    path, data, _ = predictions
+    with_dropped_tokens(path, "2.0")
+    scores = json.loads(train("evaluate", "small.toml", "--json").stdout)["scores"]
+    assert scores[0]["dropped_tokens"] == 2 * len(data.ids)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "-1", "nan", "inf"])
+def test_dropped_tokens_that_are_no_counts_are_refused(train, predictions, text):
+    with_dropped_tokens(predictions[0], text)
+    result = train("evaluate", "small.toml")
+    assert result.exit_code == 2
+    assert f"is {text!r}, expected a whole number" in result.stderr
+    assert "`gemma_dropped_tokens` of the id `" in result.stderr
+
+
 def test_commands_that_have_nothing_to_train_import_no_torch(workplace, train, predictions):
     """Run in a fresh interpreter: an up-to-date stage and an evaluation answer at once."""
     code = "import sys; from preference_training.app import main; sys.argv[1:] = {!r}; " + (

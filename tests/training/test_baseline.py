@@ -114,6 +114,20 @@ def test_the_command_fits_scores_and_does_nothing_the_second_time(config):
     assert len(buckets.probabilities) == 20
 
 
+def test_other_battles_are_cross_validated_on_and_leave_the_fitted_buckets_alone(config):
+    head, *rows = Path("train.csv").read_text().splitlines()
+    Path("other.csv").write_text("\n".join([head, *rows[:200]]))
+    result = CliRunner().invoke(
+        app, ["baseline", str(config), "--battles", "other.csv", "--json"], catch_exceptions=False
+    )
+    assert json.loads(result.stdout)["battles"] == 200
+    assert not list(Path("build").iterdir())
+    CliRunner().invoke(app, ["baseline", str(config)], catch_exceptions=False)
+    fitted = Path("build/small/baseline/length_buckets.json").read_bytes()
+    CliRunner().invoke(app, ["baseline", str(config), "--battles", "other.csv"], catch_exceptions=False)
+    assert Path("build/small/baseline/length_buckets.json").read_bytes() == fitted
+
+
 def test_a_changed_or_foreign_artefact_is_refused(config):
     CliRunner().invoke(app, ["baseline", str(config)], catch_exceptions=False)
     path = Path("build/small/baseline/length_buckets.json")

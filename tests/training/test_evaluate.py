@@ -291,7 +291,8 @@ def test_the_length_baseline_is_cross_validated_on_the_file_that_it_was_fitted_o
 
 def test_the_length_baseline_is_asked_as_it_is_about_other_battles(targets):
     Path("train.csv").write_text(Path("test.csv").read_text().replace(",English", ",French"))
-    run("baseline", "small.toml", "--battles", "train.csv")
+    Path("small.toml").write_text(CONFIG.replace('train = "test.csv"', 'train = "train.csv"'))
+    run("baseline", "small.toml")
     data = read_labelled(Path("test.csv"), LABELS_THREE_WAY)
     buckets = read_baseline(load_config("small.toml"))
     expected = metrics.log_loss(buckets.predict(differences_of(data.battles, "characters")), data.targets)
@@ -301,7 +302,8 @@ def test_the_length_baseline_is_asked_as_it_is_about_other_battles(targets):
 
 
 def test_on_real_battles_the_report_shows_by_how_much_length_beats_the_class_prior(targets, real_battles):
-    run("baseline", "small.toml", "--battles", real_battles)
+    Path("small.toml").write_text(CONFIG.replace('train = "test.csv"', f'train = "{real_battles}"'))
+    run("baseline", "small.toml")
     ids = read_labelled(real_battles, LABELS_THREE_WAY).ids
     write_csv("real.csv", ["id", *LABELS_THREE_WAY], [[identity, 0.4, 0.4, 0.2] for identity in ids])
     options = ["--predictions", "real.csv", "--battles", real_battles]

@@ -54,6 +54,8 @@ def test_an_unknown_key_names_the_nearest(config):
         {"target_modules": ()},
         {"early_stopping_patience": 3},
         {"first_layer": 5, "last_layer": 4},
+        {"seed": -1},
+        {"seed": 2**32},
     ],
     ids=str,
 )

@@ -54,10 +54,15 @@ def test_a_file_without_rows_is_refused(tmp_path):
         read_labelled(csv_file(tmp_path), LABELS)
 
 
-def test_an_unknown_kind_of_file_is_refused(tmp_path):
-    (tmp_path / "battles.xlsx").touch()
-    with pytest.raises(UserError, match=r"expected \.csv or \.parquet"):
-        read_labelled(tmp_path / "battles.xlsx", LABELS)
+@pytest.mark.parametrize(
+    ("identity", "shown"),
+    [(3008710900.0, r"3008710900\.0"), (True, "True"), (b"x", "b'x'")],
+    ids=["float", "truth value", "bytes"],
+)
+def test_an_id_that_is_neither_text_nor_a_whole_number_is_refused(tmp_path, identity, shown):
+    write_parquet(tmp_path / "battles.parquet", [identity, None])
+    with pytest.raises(UserError, match=rf"row 1: the id is {shown}, expected text or a whole number"):
+        read_labelled(tmp_path / "battles.parquet", ("model_a", "model_b"))
 
 
 def test_what_no_tokenizer_reads_is_replaced(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 
 from preference_core.errors import ConfigError, UserError
 from preference_training.battles import generate
-from preference_training.rows import read_labelled, read_rows, write_battles
+from preference_training.formats import read_rows
+from preference_training.rows import read_labelled, write_battles
 from preference_training.split import PARTS, Split, assigned, make_split, sampled
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -151,14 +152,24 @@ def test_a_number_is_an_id_even_if_it_is_zero(tmp_path):
     assert ids == list(range(30))
 
 
+def test_text_that_no_file_holds_is_replaced(tmp_path):
+    row = {"prompt": "why? \ud83d", "response_a": "yes", "response_b": "no", "winner": "model_a"}
+    lines = [json.dumps({"id": number, **row, "model_a": f"m{number}"}) for number in range(30)]
+    source = tmp_path / "battles.jsonl"
+    source.write_text("\n".join(line.replace("why?", f"why {n}?") for n, line in enumerate(lines)))
+    make_split(tmp_path, Split(str(source)), ("model_a", "model_b"))
+    assert next(read_rows(tmp_path / "test.csv"))["prompt"].endswith("? \ufffd")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"train": 0.8}, "sum to 1.1, expected 1"),
         ({"train": 1.0, "validation": 0.0, "test": 0.0}, "`train` is 1.0"),
         ({"sample": 2}, "`sample` is 2"),
+        ({"seed": -1}, "`seed` is -1, expected at least 0"),
     ],
-    ids=["sum", "all", "sample"],
+    ids=["sum", "all", "sample", "seed"],
 )
 def test_shares_that_cannot_be_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
@@ -182,6 +193,14 @@ def test_the_command_splits_once_and_says_what_came_of_it(workplace, source, tra
     assert first.stderr.startswith("build/small/data: battles (train 2")
     assert Path("build/small/data/manifest.json").is_file()
     assert train("split", "small.toml").stderr == "build/small/data: up to date\n"
+
+
+def test_weights_that_are_fitted_later_need_not_be_there_to_split(workplace, source, train):
+    text = Path("small.toml").read_text(encoding="utf-8")
+    table = f'[training.split]\nsource = "{source}"\n[combine]\ninclude = "weights.toml"\n'
+    Path("small.toml").write_text(text[: text.index("[training.battles]")] + table, encoding="utf-8")
+    result = train("split", "small.toml")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_generated_battles_are_split_from_one_file(workplace, train):

@@ -281,7 +281,9 @@ def test_nothing_is_written_that_the_including_configuration_gives_itself(ensemb
     assert "Remove it from `small.toml`" in caught.value.hint
     assert not Path("weights.toml").exists()
     elsewhere = run("weights", ensemble, *options, "-o", "elsewhere.toml")
-    assert "name it by `combine.include` in `small.toml`" in " ".join(elsewhere.stderr.split())
+    assert 'to use it, let `[combine]` of `small.toml` say: include = "elsewhere.toml"' in " ".join(
+        elsewhere.stderr.split()
+    )
 
 
 def test_what_the_configuration_gives_itself_is_kept_there_and_not_written(ensemble):

@@ -20,6 +20,7 @@ from preference_training import measure, prepare
 from preference_training.adapter import adapter_stage, train_file
 from preference_training.baseline import baseline_folder, baseline_stage, make_baseline
 from preference_training.choice import chosen_members
+from preference_training.files import check_input, check_training_inputs
 from preference_training.generate import (
     base_stage,
     battles_stage,
@@ -79,7 +80,10 @@ def fit_command(
     settings = load_config(config, include_may_be_missing=True)
     for chosen in chosen_members(settings, member, "length_buckets"):
         _fit_length_buckets(settings, chosen)
-    stages = {chosen.name: adapter_stage(settings, chosen) for chosen in chosen_members(settings, member, "classifier")}
+    classifiers = chosen_members(settings, member, "classifier")
+    for chosen in classifiers:
+        check_training_inputs(settings, chosen)
+    stages = {chosen.name: adapter_stage(settings, chosen) for chosen in classifiers}
     fresh = {name for name, stage in stages.items() if is_up_to_date(stage)}
     wanted = [chosen for chosen in settings.members if chosen.name in stages.keys() - fresh]
     if not wanted:
@@ -101,6 +105,7 @@ def _fit_length_buckets(config: Config, member: Member) -> None:
         read_buckets(Path(member.base), config.labels)
         return
     settings, battles = generation_of(config).baseline, Path(train_file(config))
+    check_input(config, battles, "data.train")
     stage = baseline_stage(config, settings, battles)
     make_stage(stage, lambda folder: make_baseline(folder, config, settings, battles))
 

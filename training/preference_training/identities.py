@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preference_core.errors import UserError
-from preference_training.rows import read_rows
+from preference_training.formats import read_rows
 
 COLUMNS = ("model_a", "model_b")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from preference_core.errors import UserError, nearest
@@ -20,19 +19,27 @@ from preference_core.structure import plain
 from preference_training.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
 from preference_training.combining import Rule
 from preference_training.evaluate import evaluate
+from preference_training.files import check_input, check_target
 from preference_training.generate import generation_of
 from preference_training.predictions import write_predictions
-from preference_training.progress import make_stage, notes
+from preference_training.progress import make_stage, notes, show
 from preference_training.report import report_of
 from preference_training.rows import read_battles, read_labelled
 from preference_training.stages import is_same_file
 from preference_training.statistics import Bootstrap
 from preference_training.tables import baseline_table, evaluation_tables, weights_table
-from preference_training.weights import check_repeated, fit_weights, judged_rows, own_keys, weights_file
+from preference_training.weights import (
+    check_repeated,
+    fit_weights,
+    include_of,
+    judged_rows,
+    own_keys,
+    weights_file,
+)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Seed = Annotated[int, typer.Option(help="Of the bootstrap and the folds.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the bootstrap and the folds.")]
 Folds = Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")]
 
 
@@ -46,20 +53,26 @@ def register(app: typer.Typer) -> None:
 
 def baseline_command(
     config: ConfigPath,
-    battles: Annotated[Path | None, typer.Option(help="The labelled battles; those of `data.train`.")] = None,
+    battles: Annotated[
+        Path | None, typer.Option(help="Only cross-validate, on these labelled battles: nothing is fitted or written.")
+    ] = None,
     folds: Folds = 10,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the length baseline as `[training.baseline]` says; print its cross-validated log loss and the class prior."""
+    """Fit the length baseline to `data.train` as `[training.baseline]` says, and print how good it is.
+
+    That is its cross-validated log loss, next to the class prior.
+    """
     settings = _config_before_weights(config)
-    labelled = _named(battles, settings.data.train, config, "data.train")
+    labelled = _named(battles, settings, config, "train")
     baseline = generation_of(settings).baseline
-    stage = baseline_stage(settings, baseline, labelled)
-    make_stage(stage, lambda folder: make_baseline(folder, settings, baseline, labelled))
+    if battles is None:
+        stage = baseline_stage(settings, baseline, labelled)
+        make_stage(stage, lambda folder: make_baseline(folder, settings, baseline, labelled))
     data = read_labelled(labelled, settings.labels)
     result = cross_validated(data, settings.labels, baseline, folds, Bootstrap(seed=seed))
-    _show(result, [baseline_table(result)], as_json)
+    _print(result, [baseline_table(result)], as_json)
 
 
 def predict_command(
@@ -80,14 +93,14 @@ def predict_command(
     names = [each.name for each in settings.members]
     if member is not None and member not in names:
         raise UserError(f"There is no member `{member}`", hint=nearest(member, names))
-    source = _named(battles, settings.data.validation, config, "data.validation")
+    source = _named(battles, settings, config, "validation")
     target = output or _validation_predictions(settings)
     if output is None and (battles or member or swapped):
         raise UserError(
             f"`{target}` is for predictions of `data.validation` by all members",
             hint="Name another file with `--output`.",
         )
-    _check_target(target, ".csv")
+    check_target(target, ".csv", make_folder=target == _validation_predictions(settings))
     read = read_battles(source)
     if swapped:
         read = {identity: battle.swapped() for identity, battle in read.items()}
@@ -109,10 +122,12 @@ def evaluate_command(
 ) -> None:
     """Score predictions against labels, joined by id, with intervals: members, ensemble, sanity bands, groups."""
     settings = load_config(config)
-    labelled = _named(battles, settings.data.test, config, "data.test")
+    labelled = _named(battles, settings, config, "test")
     source = predictions or settings.build_folder / "predictions.csv"
     if report is not None:
-        _check_target(report, ".html")
+        check_target(report, ".html")
+    if predictions is None and not source.exists():
+        raise UserError(f"There is no file `{source}`", hint="Name what `preference-score` wrote with `--predictions`.")
     if settings.data.train is not None and is_same_file(labelled, Path(settings.data.train)):
         notes.print(f"warning: `{labelled}` holds the battles that were trained on: scores on them flatter the members")
     if read_baseline(settings) is None:
@@ -121,7 +136,7 @@ def evaluate_command(
     if report is not None:
         report.write_text(report_of(settings.name, result), encoding="utf-8")
         notes.print(f"{report}: written")
-    _show(result, evaluation_tables(settings, result), as_json)
+    _print(result, evaluation_tables(settings, result), as_json)
 
 
 def weights_command(
@@ -143,15 +158,18 @@ def weights_command(
     Without an include it is build/NAME/weights.toml. Every part is cross-validated, whether it is written or not.
     """
     settings = _config_before_weights(config)
-    labelled = _named(battles, settings.data.validation, config, "data.validation")
+    labelled = _named(battles, settings, config, "validation")
     included, own = included_file(config), own_keys(config)
     target = output or included or settings.build_folder / "weights.toml"
-    _check_target(target, ".toml")
-    fitted = {"weights": True, "temperatures": temperatures, "post_processing": post_processing}
     is_included = included is not None and target.resolve() == included.resolve()
+    check_target(target, ".toml", make_folder=is_included or output is None)
+    fitted = {"weights": True, "temperatures": temperatures, "post_processing": post_processing}
     if is_included:
         check_repeated(config, target, [key for key, is_fitted in fitted.items() if is_fitted])
-    rows = judged_rows(settings, predictions or [_validation_predictions(settings)], labelled)
+    made = _validation_predictions(settings)
+    if not predictions and not made.exists():
+        raise UserError(f"There is no file `{made}`", hint=f"`preference-train predict {config}` writes it.")
+    rows = judged_rows(settings, predictions or [made], labelled)
     result = fit_weights(
         settings,
         rows,
@@ -164,32 +182,29 @@ def weights_command(
     )
     kept = {key for key in own if not fitted.get(key)}
     target.write_text(weights_file(result.chosen, leave_out=kept), encoding="utf-8")
-    use = f"`preference-export repository {config}` puts it into the repository"
-    notes.print(f"{target}: written; {use if is_included else f'name it by `combine.include` in `{config}` to use it'}")
-    _show(result, [weights_table(settings, result)], as_json)
+    use = f"to use it, let `[combine]` of `{config}` say: {include_of(config, target)}"
+    if is_included:
+        use = f"`preference-export repository {config}` puts it into the repository"
+    notes.print(f"{target}: written; {use}")
+    _print(result, [weights_table(settings, result)], as_json)
 
 
-def _show(result: Any, tables: Any, as_json: bool) -> None:
+def _print(result: Any, tables: Any, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
         return
-    console = Console(highlight=False)
-    for table in tables:
-        console.print(table)
+    show(tables)
 
 
-def _named(given: Path | None, configured: str | None, config: Path, key: str) -> Path:
-    if given is None and configured is None:
-        raise UserError(f"`{config}` names no `{key}`", hint="Name the battles with `--battles`.")
-    return given or Path(str(configured))
-
-
-def _check_target(path: Path, suffix: str) -> None:
-    """Refuses a file that cannot be written, before anything long begins."""
-    if path.suffix != suffix:
-        raise UserError(f"The output is `{path}`", hint=f"Its name must end with {suffix}.")
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder `{path.parent}`", hint=f"Make it: `mkdir -p {path.parent}`.")
+def _named(given: Path | None, settings: Config, config: Path, part: str) -> Path:
+    """The battles that an option names, or those that `[data]` names for `part`."""
+    if given is not None:
+        return given
+    configured: str | None = getattr(settings.data, part)
+    if configured is None:
+        raise UserError(f"`{config}` names no `data.{part}`", hint="Name the battles with `--battles`.")
+    check_input(settings, Path(configured), f"data.{part}")
+    return Path(configured)
 
 
 def _validation_predictions(settings: Config) -> Path:

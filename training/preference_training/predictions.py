@@ -4,6 +4,7 @@ It knows nothing of where predictions come from or what they are compared with.
 """
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Predictions:
 
 
 def read_predictions(path: Path, config: Config) -> Predictions:
-    """Reads a CSV or Parquet file with the columns that `preference-score` and `preference-train predict` write.
+    """Reads a file with the columns that `preference-score` and `preference-train predict` write.
 
     Holds those members of `config` that the file has columns of. Raises `UserError` at an id that is missing or
     repeated, a missing column, and a row that holds no probabilities.
@@ -69,7 +70,7 @@ def read_predictions(path: Path, config: Config) -> Predictions:
             members[member.name] = _probabilities(path, table, columns)
             column = dropped_column(member.name)
             if column in table[0]:
-                dropped[member.name] = np.array([int(row[column]) for row in table])
+                dropped[member.name] = _counts(path, table, column)
     return Predictions(tuple(rows), _probabilities(path, table, config.labels), members, dropped)
 
 
@@ -127,6 +128,23 @@ def dropped_column(member: str) -> str:
 def _texts(column: npt.NDArray[Any]) -> list[str]:
     texts: list[str] = pa.array(np.ascontiguousarray(column)).cast(pa.string()).to_pylist()
     return texts
+
+
+def _counts(path: Path, rows: Sequence[Mapping[str, Any]], column: str) -> npt.NDArray[np.int64]:
+    """`[rows]`; every row must hold a whole number, which may be written as `3.0`."""
+    counts = []
+    for row in rows:
+        try:
+            count = float(row[column])
+        except (TypeError, ValueError):
+            count = math.nan
+        if not (0 <= count < 2**31 and count.is_integer()):
+            raise UserError(
+                f"`{path}`: `{column}` of the id `{row['id']}` is {row[column]!r}, expected a whole number",
+                hint="Remove the column where the counts are not known.",
+            )
+        counts.append(int(count))
+    return np.array(counts, dtype=np.int64)
 
 
 def _probabilities(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Array:

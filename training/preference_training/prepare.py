@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from preference_core.errors import UserError
 from preference_core.settings import load_config
 from preference_core.structure import plain
 from preference_training.choice import chosen_members
+from preference_training.files import check_input, check_target
 from preference_training.generate import generation_of
-from preference_training.progress import make_stage, notes
+from preference_training.progress import make_stage, notes, show
 from preference_training.split import make_split, split_stage
 from preference_training.twin import write_twin
 
@@ -36,7 +36,7 @@ def parameters_command(
     """Count the parameters that each recipe trains, from the base's shape alone: no weights are needed."""
     from preference_training.parameters import count_parameters
 
-    settings = load_config(config)
+    settings = load_config(config, include_may_be_missing=True)
     chosen = chosen_members(settings, member, "classifier")
     counts = [count_parameters(each, len(settings.labels)) for each in chosen]
     if as_json:
@@ -48,15 +48,16 @@ def parameters_command(
     for count in counts:
         share = f"{count.trainable / count.total:.4%}"
         table.add_row(count.member, f"{count.trainable:,}", f"{count.total:,}", share)
-    Console(highlight=False).print(table)
+    show([table])
 
 
 def split_command(config: ConfigPath) -> None:
     """Split the file that `[training.split]` names into training, validation and test battles, by prompt and label."""
-    settings = load_config(config)
+    settings = load_config(config, include_may_be_missing=True)
     split = generation_of(settings).split
     if split is None:
         raise UserError(f"`{config}` has nothing to split: it has no `[training.split]`")
+    check_input(settings, Path(split.source), "training.split.source")
     make_stage(split_stage(settings, split), lambda folder: make_split(folder, split, settings.labels))
 
 
@@ -65,5 +66,6 @@ def twin_command(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The TOML file to write.")],
 ) -> None:
     """Write the tiny twin of an ensemble: same members, recipes and combination, on random bases a CPU can train."""
+    check_target(out, ".toml", make_folder=True)
     name = write_twin(config, out)
     notes.print(f"{out}: {name}; next: preference-train generate {out}")

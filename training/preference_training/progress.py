@@ -1,14 +1,25 @@
-"""What commands say on stderr about the stages they make: one line each."""
+"""What commands print: results on stdout, and on stderr one line about each stage they make.
 
-from collections.abc import Callable, Mapping
+Paths and names are printed as they are: nothing in them is markup.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from preference_training.stages import Stage
 
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def show(tables: Iterable[Table]) -> None:
+    """Prints tables on stdout."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    for table in tables:
+        console.print(table)
 
 
 def make_stage(stage: Stage, make: Callable[[Path], Mapping[str, Any]]) -> None:

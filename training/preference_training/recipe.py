@@ -62,6 +62,7 @@ class Recipe:
         self._check("swap_probability", 0 <= self.swap_probability <= 1, "0 to 1")
         for key in ("weight_decay", "identity_loss_weight"):
             self._check(key, getattr(self, key) >= 0, "0 or more")
+        self._check("seed", 0 <= self.seed < 2**32, f"0 to {2**32 - 1}")
         self._check("target_modules", len(self.target_modules) > 0, "at least one")
         self._check("evaluations_per_epoch", self.evaluations_per_epoch >= 0, "0 or more")
         if self.early_stopping_patience is not None:

@@ -1,11 +1,11 @@
 """Files of battles: reading labelled ones, writing generated ones.
 
-Reads CSV and Parquet with the columns of the published files. It knows nothing of models.
+It knows the columns of the published files, and nothing of models; how rows are written down is `formats`' business.
 """
 
 import csv
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,19 +13,17 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.battle import Battle, battle_from_row
+from preference_core.battle import UNREADABLE, Battle, battle_from_row
 from preference_core.errors import UserError
 from preference_core.metrics import target_of_row
 from preference_core.settings import LABELS_THREE_WAY
 from preference_core.tensors import FIELDS
 from preference_training.battles import GeneratedBattle, RawTurns
+from preference_training.formats import read_rows
 
 T = TypeVar("T")
 
 COLUMNS = ("id", "model_a", "model_b", *FIELDS, *LABELS_THREE_WAY)
-
-#: One answer may be far longer than the 128 KiB that the csv module allows by default.
-_LONGEST_FIELD = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +59,21 @@ def rows_by_id(path: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def new_id(row: Mapping[str, Any], known: Container[str]) -> str:
-    """The id of a row as text. Raises `UserError` when there is none (null or empty text), or it is `known` already."""
+    """The id of a row as text, unchanged: text, or a whole number.
+
+    Raises `UserError` when there is none (null or empty text), it is of another kind, or it is `known` already.
+    """
     value = row.get("id")
-    identity = "" if value is None else str(value)
-    if not identity:
+    if value is None or value == "":
         raise UserError("there is no id")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(
+            f"the id is {value!r}, expected text or a whole number",
+            hint="A column of numbers with a gap becomes floats in pandas; save its ids as text.",
+        )
+    identity = str(value)
+    if UNREADABLE.search(identity) is not None:
+        raise UserError(f"the id {identity!a} is no readable text")
     if identity in known:
         raise UserError(f"the id `{identity}` is repeated")
     return identity
@@ -79,25 +87,6 @@ def _values_by_id(path: Path, value_of: Callable[[Mapping[str, Any]], T]) -> dic
         except UserError as error:
             raise UserError(f"`{path}`, row {number}: {error.message}", error.hint) from None
     return values
-
-
-def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows of a CSV file (`.csv`) or a Parquet file (`.parquet`) as mappings from column to value."""
-    if not path.is_file():
-        raise UserError(
-            f"There is no file `{path}`", hint="`preference-train generate CONFIG` writes those of the demo."
-        )
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-    elif path.suffix == ".csv":
-        csv.field_size_limit(_LONGEST_FIELD)
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from csv.DictReader(file)
-    else:
-        raise UserError(f"`{path}` ends in `{path.suffix}`, expected .csv or .parquet")
 
 
 def write_battles(path: Path, battles: Iterable[GeneratedBattle], ties: bool = True) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from preference_core.battle import battle_from_row
+from preference_core.battle import REPLACEMENT_CHARACTER, UNREADABLE, battle_from_row
 from preference_core.errors import ConfigError, UserError
 from preference_core.lengths import difference_of
 from preference_core.metrics import target_of_row
 from preference_core.settings import Config
 from preference_core.structure import plain
-from preference_training.rows import json_turns, new_id, read_rows
+from preference_training.formats import read_rows
+from preference_training.rows import json_turns, new_id
 from preference_training.stages import Stage, content_of
 from preference_training.statistics import Array, Indices, quantile_edges
 
@@ -33,7 +34,7 @@ LENGTH_BUCKET = "length_bucket"
 
 @dataclass(frozen=True)
 class Split:
-    """The table `[training.split]`: a labelled file (CSV or Parquet), and the share of its battles that each part gets.
+    """The table `[training.split]`: a labelled file, and the share of its battles that each part gets.
 
     `sample` takes that many battles only, with the same shares of labels; without it all are used. `length_buckets`
     above 1 keeps the shares of that many quantile buckets of the difference in length (A - B, in characters) as well,
@@ -58,6 +59,8 @@ class Split:
             raise ConfigError(f"`sample` is {self.sample}, expected at least {len(PARTS)}")
         if self.length_buckets < 1:
             raise ConfigError(f"`length_buckets` is {self.length_buckets}, expected at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"`seed` is {self.seed}, expected at least 0")
 
     def shares(self) -> tuple[float, float, float]:
         """The shares in the order of `PARTS`."""
@@ -145,8 +148,6 @@ def _read(path: Path, labels: Sequence[str]) -> tuple[list[Mapping[str, Any]], l
     for number, row in enumerate(read_rows(path), start=1):
         try:
             identity = new_id(row, known)
-            if None in row:
-                raise UserError("there are more values than columns")
             battle = battle_from_row(row, invalid_text="replace")
             targets.append(target_of_row(row, labels))
         except UserError as error:
@@ -175,4 +176,6 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
         return json_turns(tuple(value))
+    if isinstance(value, str):  # a lone surrogate of JSON has no bytes
+        return UNREADABLE.sub(REPLACEMENT_CHARACTER, value)
     return int(value) if isinstance(value, bool) else value

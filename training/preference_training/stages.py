@@ -109,7 +109,5 @@ def content_of(path: Path) -> dict[str, str]:
     if path.is_file():
         return {path.name: sha256_of(path)}
     if not path.is_dir():
-        raise UserError(
-            f"There is no file or folder `{path}`", hint="`preference-train generate CONFIG` makes the demo's."
-        )
+        raise UserError(f"There is no file or folder `{path}`")
     return {file.relative_to(path).as_posix(): sha256_of(file) for file in files_below(path) if file.name != FILE_NAME}

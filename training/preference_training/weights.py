@@ -3,6 +3,7 @@
 What is judged is the `Combination` that serving applies. Predictions meet labels by id only. It knows no models.
 """
 
+import os
 import tomllib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from preference_training.combining import (
 from preference_training.predictions import Predictions, read_member_predictions
 from preference_training.rows import read_labelled
 from preference_training.statistics import Array, Bootstrap, Estimate, Indices, folds_of
+from preference_training.toml import toml_text
 
 #: Probabilities that a file rounded to 0 are taken as this.
 _SMALLEST = float(np.finfo(np.float64).eps)
@@ -153,6 +155,12 @@ def own_keys(config: Path) -> frozenset[str]:
     """The keys that `[combine]` of a configuration file gives itself, and does not take from the file it includes."""
     combine = tomllib.loads(config.read_text(encoding="utf-8")).get("combine", {})
     return frozenset(combine) - {"include"}
+
+
+def include_of(config: Path, included: Path) -> str:
+    """The line of `[combine]` by which a configuration file includes another file: the path is relative to its own."""
+    path = os.path.relpath(included.resolve(), config.parent.resolve())
+    return toml_text({"include": Path(path).as_posix()}).strip()
 
 
 def check_repeated(config: Path, included: Path, keys: Iterable[str]) -> None:
