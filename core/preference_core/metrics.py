@@ -18,6 +18,9 @@ U = TypeVar("U")
 #: Probabilities are clipped to this before their logarithm is taken, as scikit-learn's `log_loss` does for float64.
 _SMALLEST = float(np.finfo(np.float64).eps)
 
+_TIE = "winner_tie"
+_NO_TIE = "A binary ensemble has no tie: leave such rows out."
+
 
 def joined_by_id(predictions: Mapping[str, T], labelled: Mapping[str, U]) -> list[tuple[str, T, U]]:
     """Pairs of prediction and label with the same id, in the order of `labelled`; the sets of ids must be equal."""
@@ -86,17 +89,25 @@ def swap_consistency(original: npt.ArrayLike, swapped_back: npt.ArrayLike) -> di
 def target_of_row(row: Mapping[str, Any], labels: Sequence[str]) -> int:
     """Index of the label of a data row: one-hot label columns, or a `winner` column that names the label or its end."""
     if all(label in row for label in labels):
-        marked = [
-            index for index, label in enumerate(labels) if str(row[label]).strip() in ("1", "1.0", "True", "true")
-        ]
+        marked = [index for index, label in enumerate(labels) if _is_one(row[label])]
         if len(marked) == 1:
             return marked[0]
-        raise UserError(f"Expected exactly one of {', '.join(labels)} to be 1, found {len(marked)}")
-    winner = str(row.get("winner", "")).strip()
-    for index, label in enumerate(labels):
-        if winner and winner in (label, label.removeprefix("winner_")):
+        shown = ", ".join(f"`{label}` is `{row[label]}`" for label in labels)
+        hint = _NO_TIE if len(labels) == 2 and _is_one(row.get(_TIE)) else None
+        raise UserError(f"Expected exactly one of {', '.join(labels)} to be 1: {shown}", hint)
+    if "winner" not in row:
+        raise UserError(f"The row has no label: expected columns {', '.join(labels)}, or `winner`")
+    winner = str(row["winner"]).strip()
+    ends = [label.removeprefix("winner_") for label in labels]
+    for index, names in enumerate(zip(labels, ends, strict=True)):
+        if winner in names:
             return index
-    raise UserError(f"The row has no label: expected columns {', '.join(labels)}, or `winner`")
+    is_tie = len(labels) == 2 and winner in (_TIE, "tie")
+    raise UserError(f"`winner` is `{winner}`, expected {' or '.join(ends)}", _NO_TIE if is_tie else None)
+
+
+def _is_one(value: Any) -> bool:
+    return str(value).strip() in ("1", "1.0", "True", "true")
 
 
 def _checked(probabilities: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.int64]]:

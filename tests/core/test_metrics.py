@@ -51,6 +51,28 @@ def test_a_row_carries_its_label_one_hot_or_by_name():
             metrics.target_of_row(row, LABELS)
 
 
+@pytest.mark.parametrize(
+    ("row", "message", "hint"),
+    [
+        ({"winner": "tie"}, "`winner` is `tie`, expected model_a or model_b", "A binary ensemble has no tie"),
+        ({"winner": "nobody"}, "`winner` is `nobody`, expected model_a or model_b", None),
+        (
+            {"winner_model_a": "0", "winner_model_b": "0", "winner_tie": "1"},
+            "to be 1: `winner_model_a` is `0`, `winner_model_b` is `0`",
+            "A binary ensemble has no tie",
+        ),
+        ({"winner_model_a": "0", "winner_model_b": "0"}, "to be 1: `winner_model_a` is `0`", None),
+        ({}, "The row has no label", None),
+    ],
+    ids=["tie", "nobody", "one-hot tie", "no label", "no column"],
+)
+def test_a_label_that_cannot_be_is_shown(row, message, hint):
+    with pytest.raises(UserError) as caught:
+        metrics.target_of_row(row, LABELS[:2])
+    assert message in caught.value.message
+    assert (caught.value.hint or "").partition(":")[0] == (hint or "")
+
+
 def test_predictions_that_are_not_finite_or_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="finite"):
         metrics.log_loss([[np.nan, 1.0]], [0])
