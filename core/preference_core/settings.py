@@ -246,7 +246,7 @@ class Serving:
 
 @dataclass(frozen=True)
 class Data:
-    """Files of battles in the published formats (CSV or Parquet). `sample` are those that parity is measured on."""
+    """Files of battles: CSV or Parquet; training also reads TSV and JSON Lines. Parity is measured on `sample`."""
 
     train: str | None = None
     validation: str | None = None

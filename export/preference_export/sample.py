@@ -69,7 +69,13 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
             return
         csv.field_size_limit(sys.maxsize)
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file)
+            rows = csv.DictReader(file)
+            for row in rows:
+                if None in row or None in row.values():
+                    raise ConfigError(
+                        f"`data.sample` is `{path}`, whose line {rows.line_num} has not the columns of its header"
+                    )
+                yield row
     except UnicodeDecodeError as error:
         hint = "Unpack it, or save it as UTF-8." if path.suffix in PACKED else "Save it as UTF-8."
         raise ConfigError(f"`data.sample` is `{path}`, which is not UTF-8 text: {error}", hint) from None

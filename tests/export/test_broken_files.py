@@ -112,6 +112,14 @@ def test_a_parquet_file_with_a_damaged_middle(tmp_path):
         read_sample(path, LABELS)
 
 
+@pytest.mark.parametrize("row", ["1,Hi, there,Hello!,Go away", "1,Hi"])
+def test_a_sample_row_with_other_columns_than_the_header(tmp_path, row):
+    path = tmp_path / "battles.csv"
+    path.write_text(f"id,prompt,response_a,response_b\n0,a,b,c\n{row}\n")
+    with pytest.raises(ConfigError, match="line 3 has not the columns of its header"):
+        read_sample(path, LABELS)
+
+
 def test_a_misspelt_label_column_does_not_switch_the_labels_off(tmp_path):
     path = tmp_path / "battles.csv"
     path.write_text(text_of_rows(*BATTLE, "winner_model_a", "winner_model_b", "winner_ties"))
