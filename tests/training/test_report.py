@@ -1,11 +1,13 @@
 """The report: one page that needs nothing else, whatever was measured."""
 
+import io
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from preference_core.errors import UserError
@@ -16,6 +18,7 @@ from preference_training.breakdown import reliability_of
 from preference_training.evaluate import evaluate
 from preference_training.report import report_of
 from preference_training.statistics import Estimate
+from preference_training.tables import evaluation_tables
 
 MEMBER = """
 [[member]]
@@ -121,6 +124,16 @@ def test_two_labels_and_one_member_make_a_page_too(tmp_path, monkeypatch):
     text, _ = page_of(tmp_path, labels=("model_a", "model_b"), members=("gemma",), language="")
     assert plots_of(text)
     assert "unknown (60)" in text
+
+
+def test_labels_are_no_markup_in_the_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, result = page_of(tmp_path, labels=("[bold]", "[/b]"))
+    console = Console(file=io.StringIO(), width=80)
+    for table in evaluation_tables(load_config("small.toml"), result):
+        console.print(table)
+    for label in ("[bold]", "[/b]"):
+        assert console.file.getvalue().count(f" {label} ") >= 2
 
 
 @pytest.mark.parametrize("battles", [1, 2])

@@ -47,7 +47,7 @@ def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
 def _confusion(result: Evaluation) -> Table:
     table = _table("Right outcome (row), most probable one (column)", "battles")
     for label in result.labels:
-        table.add_column(outcome(label), justify="right")
+        table.add_column(Text(outcome(label)), justify="right")
     for label, counts, shares in zip(result.labels, result.confusion, result.confusion_shares, strict=True):
         _add(table, outcome(label), f"{sum(counts):,}", *map(share, shares))
     table.caption = "share of the row and, in brackets, its 95 % interval"
