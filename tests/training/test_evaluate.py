@@ -219,6 +219,10 @@ def test_no_table_is_wider_than_80_columns_or_breaks_a_number(targets):
     assert "…" not in shown
     for score in measured().scores:
         assert f"{score.log_loss.value:.4f}" in shown
+        if score.calibration_error is not None:
+            assert f"│ {score.calibration_error.low:.3f} to {score.calibration_error.high:.3f} │" in " ".join(
+                shown.split()
+            )
         if score.gain is not None:
             gain = score.gain
             line = next(line for line in shown.splitlines() if f"{gain.low:.4f} to {gain.high:.4f}" in line)

@@ -171,6 +171,12 @@ def test_half_an_interval_stands_only_for_one_that_is_symmetric(estimate, expect
     assert wording.spread(estimate, 3) == expected
 
 
+def test_a_calibration_error_is_shown_with_both_bounds_however_they_lie():
+    assert wording.stacked(Estimate(0.043, 0.0, 0.09), 3) == "0.043\n0.000 to 0.090"
+    assert wording.stacked(Estimate(0.043, None, None), 3) == "0.043 n/a"
+    assert wording.stacked(None) == ""
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.93, 0.97), (-0.4, 0.2), (1e-4, 3e-4), (0, 12345)])
 def test_ticks_are_few_round_and_within_the_axis(low, high):
     values = charts.ticks(low, high)

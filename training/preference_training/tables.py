@@ -13,14 +13,23 @@ from preference_training.baseline import BaselineScore
 from preference_training.evaluate import Evaluation
 from preference_training.predictions import ENSEMBLE
 from preference_training.weights import Fitted
-from preference_training.wording import HOW_SPREAD, NO_INTERVAL, WHY_NO_INTERVAL, bounds, outcome, share, spread
+from preference_training.wording import (
+    HOW_SPREAD,
+    NO_INTERVAL,
+    WHY_NO_INTERVAL,
+    bounds,
+    outcome,
+    share,
+    spread,
+    stacked,
+)
 
 
 def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
     """Scores of every source, then the ensemble's by group, what truncation cost, and swap consistency."""
     scores = _table(f"{config.name}: {result.battles:,} battles", "log loss", "accuracy", "calibration error")
     for score in result.scores:
-        cells = (spread(score.log_loss), spread(score.accuracy, 3), spread(score.calibration_error, 3))
+        cells = (spread(score.log_loss), spread(score.accuracy, 3), stacked(score.calibration_error, 3))
         _add(scores, _two_lines(score.name), *cells, style=_style(score.name))
     yield _captioned(scores, HOW_SPREAD)
     gains = _table("Log loss below the class prior", "by (95 % interval)")

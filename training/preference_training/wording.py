@@ -6,7 +6,7 @@ from preference_training.statistics import FEWEST_ROWS, LEVEL, Estimate
 NO_INTERVAL = "n/a"
 WHY_NO_INTERVAL = f"{NO_INTERVAL}: fewer than {FEWEST_ROWS} battles, or all alike, do not tell how sure a mean is"
 #: How `spread` shows intervals, in words that go below a table.
-HOW_SPREAD = f"±: half of the {LEVEL:.0%} interval; two numbers: its bounds, where it is not symmetric"
+HOW_SPREAD = f"±: half of the {100 * LEVEL:.0f} % interval; two numbers: its bounds, where it is not symmetric"
 
 #: How far the value may be from the middle of a symmetric interval, as a part of half its width.
 _ASYMMETRY = 0.2
@@ -28,7 +28,16 @@ def spread(estimate: Estimate | None, digits: int = 4) -> str:
     half, middle = (estimate.high - estimate.low) / 2, (estimate.high + estimate.low) / 2
     if abs(estimate.value - middle) <= _ASYMMETRY * half:
         return f"{value} ±{half:.{digits}f}"
-    return f"{value}\n{interval(estimate, digits)}"
+    return stacked(estimate, digits)
+
+
+def stacked(estimate: Estimate | None, digits: int = 4) -> str:
+    """Value and, on a second line, its bounds, for numbers whose intervals lean by nature; empty without a value."""
+    if estimate is None:
+        return ""
+    if estimate.low is None or estimate.high is None:
+        return spread(estimate, digits)
+    return f"{estimate.value:.{digits}f}\n{interval(estimate, digits)}"
 
 
 def bounds(estimate: Estimate, digits: int = 4) -> str:
