@@ -54,20 +54,10 @@ def accuracy(probabilities: npt.ArrayLike, targets: npt.ArrayLike) -> float:
     return float((values.argmax(axis=1) == indices).mean())
 
 
-def calibration_error(probabilities: npt.ArrayLike, targets: npt.ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error of the most probable label over equal-width bins (Guo et al., 2017)."""
-    values, indices = _checked(probabilities, targets)
-    confidence = values.max(axis=1)
-    right = (values.argmax(axis=1) == indices).astype(np.float64)
-    bin_of_row = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(bin_of_row, weights=right - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(indices))
-
-
-def class_prior_log_loss(targets: npt.ArrayLike, labels: int, prior: npt.ArrayLike | None = None) -> float:
-    """Log loss of always predicting `prior` `[labels]`; without one, the shares of `targets` themselves."""
+def class_prior_log_loss(targets: npt.ArrayLike, labels: int) -> float:
+    """Log loss of always predicting the shares of `targets` themselves, of so many `labels`."""
     indices = np.asarray(targets, dtype=np.int64)
-    shares = np.bincount(indices, minlength=labels) / len(indices) if prior is None else np.asarray(prior)
+    shares = np.bincount(indices, minlength=labels) / len(indices)
     return log_loss(np.broadcast_to(shares, (len(indices), labels)), indices)
 
 

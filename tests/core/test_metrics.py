@@ -22,13 +22,6 @@ def test_a_certain_wrong_prediction_costs_much_but_not_infinitely():
     assert 30 < metrics.log_loss([[1.0, 0.0]], [1]) < 40
 
 
-def test_calibration_error_is_zero_when_confidence_equals_accuracy():
-    probabilities = np.tile([0.75, 0.25], (400, 1))
-    targets = np.array([0, 0, 0, 1] * 100)
-    assert metrics.calibration_error(probabilities, targets) == pytest.approx(0, abs=1e-12)
-    assert metrics.calibration_error(probabilities, 1 - targets) == pytest.approx(0.5)
-
-
 def test_swap_consistency_of_equal_predictions_is_perfect():
     rows = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
     assert metrics.swap_consistency(rows, rows) == {"same_decision": 1, "mean_difference": 0, "max_difference": 0}

@@ -1,6 +1,7 @@
 """What `preference-train evaluate` measures, from files made by hand."""
 
 import csv
+import io
 import json
 import random
 import shutil
@@ -8,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from preference_core import metrics
 from preference_core.errors import UserError
 from preference_core.settings import LABELS_THREE_WAY, load_config
+from preference_training import bars
 from preference_training.app import app
 from preference_training.baseline import BaselineSettings, cross_validated, differences_of, read_baseline
+from preference_training.calibration import calibration_estimate
 from preference_training.evaluate import evaluate
 from preference_training.rows import read_labelled
 from preference_training.statistics import Bootstrap
@@ -93,7 +97,8 @@ def test_scores_are_those_of_the_metrics_and_lie_in_their_intervals(targets):
     mean = (judge(1) + judge(2)) / 2
     assert scores["ensemble"].log_loss.value == pytest.approx(metrics.log_loss(mean, targets))
     assert scores["ensemble"].accuracy.value == pytest.approx(metrics.accuracy(mean, targets))
-    assert scores["ensemble"].calibration_error.value == pytest.approx(metrics.calibration_error(mean, targets))
+    calibration = calibration_estimate(mean, targets, Bootstrap().of(BATTLES))
+    assert scores["ensemble"].calibration_error == calibration
     assert scores["class prior"].log_loss.value == pytest.approx(metrics.class_prior_log_loss(targets, 3))
     assert scores["uniform"].log_loss.value == pytest.approx(np.log(3))
     assert scores["gemma"].dropped_tokens == sum(number % 4 for number in range(BATTLES))
@@ -151,14 +156,19 @@ def test_only_the_uniform_guess_is_exact(targets):
     result = measured()
     assert [score.name for score in result.scores if score.log_loss.is_exact] == ["uniform"]
     ensemble = next(score for score in result.scores if score.name == "ensemble")
-    assert (ensemble.accuracy.value, ensemble.accuracy.low, ensemble.accuracy.high) == (1, 1, 1)
-    assert not ensemble.accuracy.is_exact
+    assert (ensemble.accuracy.value, ensemble.accuracy.low, ensemble.accuracy.high) == (
+        1,
+        pytest.approx(0.984, abs=1e-3),
+        1,
+    )
+    assert (ensemble.log_loss.low, ensemble.log_loss.high) == (None, None)
     shown = " ".join(run("evaluate", "small.toml").stdout.split())
-    assert "1.000 ±0.000" in shown
+    assert f"{ensemble.log_loss.value:.4f} n/a" in shown
+    assert "0.984 to 1.000" in shown
     assert "uniform │ 1.0986 │" in shown
 
 
-def test_one_battle_has_no_interval_and_the_table_says_so(targets):
+def test_one_battle_has_no_interval_and_the_table_says_why(targets):
     lines = Path("test.csv").read_text().splitlines(keepends=True)
     Path("test.csv").write_text("".join(lines[:2]).replace(",English", ",French"))
     lines = Path("build/small/predictions.csv").read_text().splitlines(keepends=True)
@@ -166,7 +176,9 @@ def test_one_battle_has_no_interval_and_the_table_says_so(targets):
     (group,) = measured().groups["language"]
     assert (group.log_loss.low, group.log_loss.high) == (None, None)
     loss = metrics.log_loss((judge(1)[:1] + judge(2)[:1]) / 2, targets[:1])
-    assert f"{loss:.4f} ±n/a" in run("evaluate", "small.toml").stdout
+    shown = run("evaluate", "small.toml").stdout
+    assert f"{loss:.4f} n/a" in shown
+    assert "n/a: fewer than 10 battles" in shown
     run("evaluate", "small.toml", "--json")
 
 
@@ -207,11 +219,32 @@ def test_no_table_is_wider_than_80_columns_or_breaks_a_number(targets):
     assert "…" not in shown
     for score in measured().scores:
         assert f"{score.log_loss.value:.4f}" in shown
+        if score.calibration_error is not None:
+            assert f"│ {score.calibration_error.low:.3f} to {score.calibration_error.high:.3f} │" in " ".join(
+                shown.split()
+            )
         if score.gain is not None:
             gain = score.gain
             line = next(line for line in shown.splitlines() if f"{gain.low:.4f} to {gain.high:.4f}" in line)
             assert f"{gain.value:.4f} (" in line
             assert f" {score.name} " in line
+
+
+def test_text_of_the_data_is_no_markup_in_the_tables(targets):
+    text = Path("test.csv").read_text().replace(",English", ",[/foo]").replace(",Polish", ",[bold]")
+    Path("test.csv").write_text(text)
+    groups = run("evaluate", "small.toml").stdout
+    assert "│ [/foo] " in groups
+    assert "│ [bold] " in groups
+
+
+def test_a_bar_for_every_step_that_takes_long_is_on_stderr(targets, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(bars, "notes", Console(file=shown, force_terminal=True))
+    measured()
+    for step in ("evaluate files", "evaluate resamples"):
+        assert step in shown.getvalue()
+    assert "evaluate files" not in run("evaluate", "small.toml", "--json").stdout
 
 
 def test_a_group_has_the_log_loss_of_its_battles(targets):

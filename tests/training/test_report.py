@@ -1,20 +1,24 @@
 """The report: one page that needs nothing else, whatever was measured."""
 
+import io
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from preference_core.errors import UserError
 from preference_core.settings import load_config
-from preference_training import charts
+from preference_training import charts, wording
 from preference_training.app import app
+from preference_training.breakdown import reliability_of
 from preference_training.evaluate import evaluate
 from preference_training.report import report_of
 from preference_training.statistics import Estimate
+from preference_training.tables import evaluation_tables
 
 MEMBER = """
 [[member]]
@@ -122,13 +126,55 @@ def test_two_labels_and_one_member_make_a_page_too(tmp_path, monkeypatch):
     assert "unknown (60)" in text
 
 
+def test_labels_are_no_markup_in_the_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, result = page_of(tmp_path, labels=("[bold]", "[/b]"))
+    console = Console(file=io.StringIO(), width=80)
+    for table in evaluation_tables(load_config("small.toml"), result):
+        console.print(table)
+    for label in ("[bold]", "[/b]"):
+        assert console.file.getvalue().count(f" {label} ") >= 2
+
+
 @pytest.mark.parametrize("battles", [1, 2])
 def test_a_handful_of_battles_make_a_page_too(tmp_path, monkeypatch, battles):
     monkeypatch.chdir(tmp_path)
     text, _ = page_of(tmp_path, battles=battles)
     assert plots_of(text)
-    assert "(no interval)" in text
+    assert "(n/a)" in text
+    assert "n/a: fewer than 10 battles" in text
     assert "nan" not in text
+
+
+def test_the_page_promises_a_tenth_of_the_battles_only_where_probabilities_differ(page):
+    random = np.random.default_rng(2)
+    targets, labels = random.integers(3, size=100), ("a", "b", "tie")
+    for tied, battles in ((np.full((100, 3), 1 / 3), {100}), (random.dirichlet(np.ones(3), size=100), {10})):
+        points = reliability_of(tied, targets, labels)
+        assert {point.battles for line in points.values() for point in line} == battles
+    text, _ = page
+    assert "Each point holds about a tenth of the battles; more where many have the same probability." in text
+
+
+@pytest.mark.parametrize(
+    ("estimate", "expected"),
+    [
+        (Estimate(0.056, 0.044, 0.123), "0.056\n0.044 to 0.123"),
+        (Estimate(0.056, 0.0, 0.07), "0.056\n0.000 to 0.070"),
+        (Estimate(0.620, 0.577, 0.662), "0.620 ±0.043"),
+        (Estimate(0.5, None, None), "0.500 n/a"),
+        (Estimate(0.5, 0.5, 0.5, is_exact=True), "0.500"),
+        (None, ""),
+    ],
+)
+def test_half_an_interval_stands_only_for_one_that_is_symmetric(estimate, expected):
+    assert wording.spread(estimate, 3) == expected
+
+
+def test_a_calibration_error_is_shown_with_both_bounds_however_they_lie():
+    assert wording.stacked(Estimate(0.043, 0.0, 0.09), 3) == "0.043\n0.000 to 0.090"
+    assert wording.stacked(Estimate(0.043, None, None), 3) == "0.043 n/a"
+    assert wording.stacked(None) == ""
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.93, 0.97), (-0.4, 0.2), (1e-4, 3e-4), (0, 12345)])

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from preference_core.metrics import calibration_error
-from preference_training.statistics import Bootstrap, Estimate, calibration_estimate, folds_of, quantile_edges
+from preference_training import statistics
+from preference_training.statistics import FEWEST_ROWS, Bootstrap, Estimate, folds_of, quantile_edges, share_of
 
 
 def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
@@ -24,35 +24,72 @@ def test_equal_seeds_draw_equal_samples_and_others_do_not():
     assert Bootstrap(seed=1).mean(values) != Bootstrap(seed=2).mean(values)
 
 
-def test_drawing_in_pieces_changes_nothing_about_the_size_of_a_sample():
-    estimate = Bootstrap(resamples=150).mean(np.ones(30_000))  # more rows than fit into one piece
-    assert (estimate.value, estimate.low, estimate.high) == (1, 1, 1)
-    assert not estimate.is_exact
+def test_a_resample_holds_as_many_rows_as_there_are_however_many_are_drawn_at_once(monkeypatch):
+    for at_once in (30_000 * 7, 10):  # several resamples in a piece, and one
+        monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", at_once)
+        sums = Bootstrap(resamples=15).of(30_000).sums(np.ones((30_000, 1)))
+        assert (sums == 30_000).all()
+        assert sums.shape == (15, 1)
 
 
-def test_one_row_has_no_interval():
+def test_rows_are_drawn_once_for_all_statistics():
+    drawn = []
+    resamples = Bootstrap(resamples=50).of(100, lambda done, total: drawn.append((done, total)))
+    values = np.random.default_rng(5).normal(size=(2, 100))
+    resamples.mean(values[0])
+    assert drawn[-1] == (50, 50)
+    before = len(drawn)
+    resamples.means(list(values))
+    resamples.sums(values.T)
+    assert len(drawn) == before
+
+
+def test_counts_that_would_take_too_much_memory_are_drawn_again_and_are_the_same(monkeypatch):
+    values = np.random.default_rng(6).normal(size=(3, 100))
+    kept = Bootstrap().of(100)
+    expected = kept.means(list(values)), kept.mean(values[2])
+    monkeypatch.setattr(statistics, "_MOST_KEPT", 0)
+    drawn = []
+    again = Bootstrap().of(100, lambda done, total: drawn.append(done))
+    assert (again.means(list(values)), again.mean(values[2])) == expected
+    assert drawn == [1000, 1000]
+
+
+def test_the_mean_of_a_group_is_that_of_its_rows_and_as_sure_as_their_number_lets_it_be():
+    random = np.random.default_rng(8)
+    values, group = random.normal(5, 2, size=3000), random.random(3000) < 0.2
+    inside, whole = Bootstrap().of(3000).means([values, values], [group, np.ones(3000, dtype=bool)])
+    assert whole == Bootstrap().mean(values)
+    assert inside.value == pytest.approx(values[group].mean())
+    width = 2 * 1.96 * values[group].std() / np.sqrt(group.sum())
+    assert inside.high - inside.low == pytest.approx(width, rel=0.1)
+
+
+def test_rows_that_cannot_tell_how_sure_their_mean_is_have_no_interval():
+    few = np.arange(FEWEST_ROWS - 1) / 8
     assert Bootstrap().mean([0.5]) == Estimate(0.5, None, None)
+    assert Bootstrap().mean(few) == Estimate(few.mean(), None, None)
+    assert Bootstrap().mean(np.arange(FEWEST_ROWS)).low is not None
+    assert Bootstrap().mean(np.full(500, 0.1)) == Estimate(pytest.approx(0.1), None, None)
+    values, group = np.arange(500.0), np.arange(500) < 9
+    inside, others = Bootstrap().of(500).means([values, values], [group, ~group])
+    assert inside == Estimate(4.0, None, None)
+    assert others.low < others.value < others.high
 
 
-def test_a_share_is_that_of_its_rows_and_as_sure_as_their_number_lets_it_be():
-    random = np.random.default_rng(6)
-    holds, among = random.random(3000) < 0.6, random.random(3000) < 0.3
-    share = Bootstrap().share(holds, among)
-    assert share.value == pytest.approx(holds[among].mean())
-    width = 2 * 1.96 * np.sqrt(share.value * (1 - share.value) / among.sum())
-    assert share.high - share.low == pytest.approx(width, rel=0.1)
-    nobody, one = np.zeros(3000, dtype=bool), np.arange(3000) == 7
-    assert Bootstrap().share(holds, nobody) is None
-    assert Bootstrap().share(one, one) == Estimate(1.0, None, None)
+@pytest.mark.parametrize(
+    ("held", "rows", "low", "high"),
+    [(0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (5, 10, 0.2366, 0.7634), (1, 1, 0.2065, 1), (620, 1000, 0.5895, 0.6495)],
+)
+def test_a_share_has_wilsons_interval(held, rows, low, high):
+    share = share_of(np.arange(rows) < held)
+    assert share.value == held / rows
+    assert (share.low, share.high) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_calibration_error_is_that_of_the_metrics_and_lies_in_its_interval():
-    random = np.random.default_rng(4)
-    probabilities = random.dirichlet(np.ones(3), size=500)
-    targets = random.integers(3, size=500)
-    estimate = calibration_estimate(probabilities, targets, Bootstrap())
-    assert estimate.value == pytest.approx(calibration_error(probabilities, targets))
-    assert estimate.low < estimate.value < estimate.high
+def test_the_interval_of_a_rare_share_holds_it_about_as_often_as_it_says():
+    shares = [share_of(np.random.default_rng(seed).random(40) < 0.03) for seed in range(400)]
+    assert sum(share.low <= 0.03 <= share.high for share in shares) >= 372
 
 
 def test_every_row_is_judged_once_and_never_fitted_on_in_the_same_fold():

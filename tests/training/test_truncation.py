@@ -1,12 +1,16 @@
 """What truncation cost by field: wherever the tokenizer of a member is on this machine."""
 
 import csv
+import io
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from rich.console import Console
 
 from preference_core.settings import LABELS_THREE_WAY, load_config
+from preference_core.tokenisation import BattleTokenizer
+from preference_training import bars
 from preference_training.encoding import tokenizer_of
 from preference_training.evaluate import evaluate
 from preference_training.rows import read_labelled
@@ -67,3 +71,34 @@ def test_another_revision_or_half_a_tokenizer_tells_nothing(cache, absent):
     train_tokenizer("gemma2", [" ".join(battle) for battle in BATTLES], 700).save(folder)
     (folder / absent).unlink(missing_ok=True)
     assert costs() == ()
+
+
+def test_battles_that_the_predictions_say_were_whole_are_not_tokenised_again(cache, monkeypatch):
+    folder = cache / REVISION
+    folder.mkdir(parents=True)
+    train_tokenizer("gemma2", [" ".join(battle) for battle in BATTLES], 700).save(folder)
+    (expected,) = costs()
+    tokenizer = tokenizer_of(load_config("small.toml").members[0], folder)
+    battles = read_labelled(Path("test.csv"), LABELS_THREE_WAY).battles
+    dropped = [sum(tokenizer.encode(battle).dropped) for battle in battles]
+    assert 0 in dropped
+    header, *rows = Path("predictions.csv").read_text().splitlines()
+    rows = [f"{row},{count}" for row, count in zip(rows, dropped, strict=True)]
+    Path("predictions.csv").write_text("\n".join([f"{header},gemma_dropped_tokens", *rows]))
+    asked = []
+    encode_batch = BattleTokenizer.encode_batch
+    monkeypatch.setattr(
+        BattleTokenizer, "encode_batch", lambda self, some: asked.extend(some) or encode_batch(self, some)
+    )
+    assert costs() == (expected,)
+    assert asked == [battle for battle, count in zip(battles, dropped, strict=True) if count]
+
+
+def test_tokenising_again_shows_a_bar(cache, monkeypatch):
+    folder = cache / REVISION
+    folder.mkdir(parents=True)
+    train_tokenizer("gemma2", [" ".join(battle) for battle in BATTLES], 700).save(folder)
+    shown = io.StringIO()
+    monkeypatch.setattr(bars, "notes", Console(file=shown, force_terminal=True))
+    costs()
+    assert "evaluate gemma" in shown.getvalue()

@@ -1,6 +1,7 @@
 """How members are combined: the published rule, the least log loss, temperatures, multipliers, and the file written."""
 
 import csv
+import io
 import json
 import random
 import tomllib
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from preference_core.combination import softmax
 from preference_core.errors import ConfigError, UserError
 from preference_core.metrics import log_loss
 from preference_core.settings import LABELS_THREE_WAY, combination_of, load_config
+from preference_training import bars
 from preference_training.app import app
 from preference_training.combining import inverse_log_loss_weights
 from preference_training.weights import fit_weights, judged_rows
@@ -158,9 +161,17 @@ def test_the_table_advises_against_gains_within_the_noise(ensemble):
     result = json.loads(run("weights", ensemble, "--json").stdout)
     by_name = {candidate["name"]: candidate for candidate in result["candidates"]}
     for rule in ("inverse-log-loss", "log-loss"):
-        assert by_name[rule]["gain"]["low"] == pytest.approx(0, abs=1e-6)
-    shown = run("weights", ensemble).stdout
-    assert "leave out" in " ".join(shown.split())
+        assert by_name[rule]["gain"]["value"] == pytest.approx(0, abs=1e-6)
+    shown = " ".join(run("weights", ensemble).stdout.split())
+    assert shown.count("leave out") >= 2
+
+
+def test_a_bar_for_every_candidate_is_on_stderr(ensemble, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(bars, "notes", Console(file=shown, force_terminal=True))
+    run("weights", ensemble)
+    for step in ("files", "equal", "inverse-log-loss", "log-loss", "temperatures", "post-processing"):
+        assert f"weights {step}" in shown.getvalue()
 
 
 def test_the_published_multipliers_never_yield_a_row_that_does_not_sum_to_one(ensemble):

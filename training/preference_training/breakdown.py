@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from preference_core.battle import swapped_label_order
 from preference_core.metrics import log_losses
 from preference_core.tensors import FIELDS
 from preference_training.baseline import differences_of
 from preference_training.rows import LabelledBattles
-from preference_training.statistics import Array, Bootstrap, Estimate, Indices, quantile_edges
+from preference_training.statistics import Array, Estimate, Indices, Mask, Resamples, quantile_edges, share_of
 
 LENGTH_BUCKETS = 6
 LEAD_BUCKETS = 8
@@ -73,15 +72,15 @@ class Agreement:
     same_decision: tuple[tuple[float, ...], ...]
 
 
-def groups_by_length(data: LabelledBattles, probabilities: Array, bootstrap: Bootstrap) -> tuple[Group, ...]:
+def groups_by_length(data: LabelledBattles, probabilities: Array, resamples: Resamples) -> tuple[Group, ...]:
     """Quantile buckets of the characters of prompt and responses together."""
     lengths = np.array([sum(len(turn) for name in FIELDS for turn in getattr(b, name)) for b in data.battles])
     edges = quantile_edges(lengths, LENGTH_BUCKETS)
     bucket = np.searchsorted(edges, lengths, side="right")
-    return _groups(((f"{name} characters", bucket == n) for n, name in _ranges(edges)), data, probabilities, bootstrap)
+    return _groups(((f"{name} characters", bucket == n) for n, name in _ranges(edges)), data, probabilities, resamples)
 
 
-def groups_by_turns(data: LabelledBattles, probabilities: Array, bootstrap: Bootstrap) -> tuple[Group, ...]:
+def groups_by_turns(data: LabelledBattles, probabilities: Array, resamples: Resamples) -> tuple[Group, ...]:
     """Groups of the number of turns."""
     turns = np.array([len(battle.prompt) for battle in data.battles])
     kinds = []
@@ -89,17 +88,17 @@ def groups_by_turns(data: LabelledBattles, probabilities: Array, bootstrap: Boot
         name = f"{first} or more turns" if last is None else f"{first} to {last} turns"
         name = name if first != last else f"{first} turn{'s' if first > 1 else ''}"
         kinds.append((name, (turns >= first) & (turns <= (last or turns.max()))))
-    return _groups(kinds, data, probabilities, bootstrap)
+    return _groups(kinds, data, probabilities, resamples)
 
 
 def groups_by_language(
-    languages: Sequence[str], data: LabelledBattles, probabilities: Array, bootstrap: Bootstrap
+    languages: Sequence[str], data: LabelledBattles, probabilities: Array, resamples: Resamples
 ) -> tuple[Group, ...]:
     """The most frequent languages, and all others together."""
     frequent = [language for language, _ in Counter(languages).most_common(MOST_LANGUAGES)]
     values = np.array(languages)
     kinds = [(language, values == language) for language in frequent]
-    return _groups([*kinds, ("all others", ~np.isin(values, frequent))], data, probabilities, bootstrap)
+    return _groups([*kinds, ("all others", ~np.isin(values, frequent))], data, probabilities, resamples)
 
 
 def confusion_of(probabilities: Array, targets: Indices) -> tuple[tuple[int, ...], ...]:
@@ -109,16 +108,15 @@ def confusion_of(probabilities: Array, targets: Indices) -> tuple[tuple[int, ...
     return tuple(tuple(row) for row in counts.tolist())
 
 
-def confusion_shares_of(
-    probabilities: Array, targets: Indices, bootstrap: Bootstrap
-) -> tuple[tuple[Estimate | None, ...], ...]:
+def confusion_shares_of(probabilities: Array, targets: Indices) -> tuple[tuple[Estimate | None, ...], ...]:
     """The same as shares of each row, with their intervals; None in the row of a label that no battle has."""
-    decisions, labels = probabilities.argmax(axis=1), range(probabilities.shape[1])
-    return tuple(tuple(bootstrap.share(decisions == column, targets == row) for column in labels) for row in labels)
+    labels = range(probabilities.shape[1])
+    by_row = [probabilities.argmax(axis=1)[targets == row] for row in labels]
+    return tuple(tuple(share_of(row == column) if len(row) else None for column in labels) for row in by_row)
 
 
 def reliability_of(
-    probabilities: Array, targets: Indices, labels: Sequence[str], bootstrap: Bootstrap
+    probabilities: Array, targets: Indices, labels: Sequence[str]
 ) -> dict[str, tuple[ReliabilityPoint, ...]]:
     """For each label: what was predicted and what came true, in quantile bins of the predicted probability."""
     points = {}
@@ -128,7 +126,7 @@ def reliability_of(
         points[label] = tuple(
             ReliabilityPoint(
                 float(predicted[bin_of_row == n].mean()),
-                bootstrap.mean(observed[bin_of_row == n]),
+                share_of(observed[bin_of_row == n]),
                 int((bin_of_row == n).sum()),
             )
             for n in range(bin_of_row.max() + 1)
@@ -136,16 +134,14 @@ def reliability_of(
     return points
 
 
-def shares_of(probabilities: Array, targets: Indices, labels: Sequence[str], bootstrap: Bootstrap) -> tuple[Share, ...]:
+def shares_of(probabilities: Array, targets: Indices, labels: Sequence[str], resamples: Resamples) -> tuple[Share, ...]:
     """Observed and predicted shares of each label: predictions that favour a position differ here."""
-    return tuple(
-        Share(label, bootstrap.mean(targets == index), bootstrap.mean(probabilities[:, index]))
-        for index, label in enumerate(labels)
-    )
+    predicted = resamples.means(list(probabilities.T))
+    return tuple(Share(label, share_of(targets == index), predicted[index]) for index, label in enumerate(labels))
 
 
 def lead_by_length(
-    data: LabelledBattles, probabilities: Array, labels: Sequence[str], bootstrap: Bootstrap
+    data: LabelledBattles, probabilities: Array, labels: Sequence[str], resamples: Resamples
 ) -> tuple[LeadByLength, ...]:
     """Verbosity bias: the first response's lead in quantile buckets of how much longer (in characters) it is."""
     differences = differences_of(data.battles, "characters")
@@ -153,15 +149,11 @@ def lead_by_length(
     bucket = np.searchsorted(edges, differences, side="right")
     observed = lead_of(np.eye(len(labels))[data.targets], labels)
     predicted = lead_of(probabilities, labels)
-    return tuple(
-        LeadByLength(
-            name,
-            int((bucket == n).sum()),
-            bootstrap.mean(observed[bucket == n]),
-            bootstrap.mean(predicted[bucket == n]),
-        )
-        for n, name in _ranges(edges)
-    )
+    ranges = _ranges(edges)
+    within = [bucket == n for n, _ in ranges]
+    observed_means = resamples.means([observed] * len(within), within)
+    predicted_means = resamples.means([predicted] * len(within), within)
+    return tuple(LeadByLength(name, int(within[n].sum()), observed_means[n], predicted_means[n]) for n, name in ranges)
 
 
 def lead_of(probabilities: Array, labels: Sequence[str]) -> Array:
@@ -187,18 +179,19 @@ def agreement_of(sources: Mapping[str, Array]) -> Agreement:
 
 
 def _groups(
-    kinds: Iterable[tuple[str, npt.NDArray[np.bool_]]],
+    kinds: Iterable[tuple[str, Mask]],
     data: LabelledBattles,
     probabilities: Array,
-    bootstrap: Bootstrap,
+    resamples: Resamples,
 ) -> tuple[Group, ...]:
     """One group for each kind that any battle is of."""
     losses = log_losses(probabilities, data.targets)
     right = probabilities.argmax(axis=1) == data.targets
+    found = [(name, rows) for name, rows in kinds if rows.any()]
+    means = resamples.means([losses] * len(found), [rows for _, rows in found])
     return tuple(
-        Group(name, int(rows.sum()), bootstrap.mean(losses[rows]), bootstrap.mean(right[rows]))
-        for name, rows in kinds
-        if rows.any()
+        Group(name, int(rows.sum()), mean, share_of(right[rows]))
+        for (name, rows), mean in zip(found, means, strict=True)
     )
 
 

@@ -7,12 +7,14 @@ knows nothing of models or of how results are shown.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from preference_core.metrics import log_losses
 from preference_core.settings import Config
+from preference_training.bars import bars
 from preference_training.baseline import baseline_predictions
 from preference_training.breakdown import (
     Agreement,
@@ -30,9 +32,10 @@ from preference_training.breakdown import (
     reliability_of,
     shares_of,
 )
+from preference_training.calibration import calibration_estimate
 from preference_training.predictions import ENSEMBLE, Predictions, read_predictions
-from preference_training.rows import LabelledBattles, read_labelled, rows_by_id
-from preference_training.statistics import Array, Bootstrap, Estimate, Indices, calibration_estimate, exactly
+from preference_training.rows import LabelledBattles, read_labelled, read_rows
+from preference_training.statistics import Array, Bootstrap, Estimate, Indices, Resamples, exactly, share_of
 from preference_training.swaps import SwapConsistency, swap_consistencies
 from preference_training.truncation import TruncationCost, truncation_costs
 
@@ -87,42 +90,47 @@ def evaluate(
     symmetric: Path | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> Evaluation:
-    """Joins the files by id and measures every source of predictions that they hold.
+    """Joins the files by id and measures every source of predictions that they hold; shows bars where that takes long.
 
     `swapped` are predictions of the same battles with their responses exchanged, `symmetric` those of the symmetric
     ensemble, which averages both orders; one of them is enough for swap consistency. Raises `UserError` when ids
     differ, a column is missing, or a row holds no probabilities.
     """
     bootstrap = bootstrap or Bootstrap()
-    data = read_labelled(labelled, config.labels)
-    read = read_predictions(predictions, config).in_order_of(data.ids)
-    sources = {**read.members, ENSEMBLE: read.ensemble}
-    groups = {
-        "length": groups_by_length(data, read.ensemble, bootstrap),
-        "turns": groups_by_turns(data, read.ensemble, bootstrap),
-    }
-    languages = _languages(labelled, data)
-    if languages is not None:
-        groups["language"] = groups_by_language(languages, data, read.ensemble, bootstrap)
-    return Evaluation(
-        battles=len(data.ids),
-        labels=config.labels,
-        scores=_scores(config, labelled, data, read, bootstrap),
-        confusion=confusion_of(read.ensemble, data.targets),
-        confusion_shares=confusion_shares_of(read.ensemble, data.targets, bootstrap),
-        groups=groups,
-        reliability=reliability_of(read.ensemble, data.targets, config.labels, bootstrap),
-        shares=shares_of(read.ensemble, data.targets, config.labels, bootstrap),
-        lead_by_length=lead_by_length(data, read.ensemble, config.labels, bootstrap),
-        agreement=agreement_of(sources),
-        truncation=truncation_costs(config, data, read, bootstrap),
-        swaps=swap_consistencies(config, read, sources, swapped, symmetric, bootstrap),
-        bootstrap=bootstrap,
-    )
+    with bars("evaluate") as report:
+        report("files", 0, 2)
+        data = read_labelled(labelled, config.labels)
+        languages = _languages(labelled)
+        report("files", 1, 2)
+        read = read_predictions(predictions, config).in_order_of(data.ids)
+        report("files", 2, 2)
+        sources = {**read.members, ENSEMBLE: read.ensemble}
+        resamples = bootstrap.of(len(data.ids), partial(report, "resamples"))
+        groups = {
+            "length": groups_by_length(data, read.ensemble, resamples),
+            "turns": groups_by_turns(data, read.ensemble, resamples),
+        }
+        if languages is not None:
+            groups["language"] = groups_by_language(languages, data, read.ensemble, resamples)
+        return Evaluation(
+            battles=len(data.ids),
+            labels=config.labels,
+            scores=_scores(config, labelled, data, read, resamples),
+            confusion=confusion_of(read.ensemble, data.targets),
+            confusion_shares=confusion_shares_of(read.ensemble, data.targets),
+            groups=groups,
+            reliability=reliability_of(read.ensemble, data.targets, config.labels),
+            shares=shares_of(read.ensemble, data.targets, config.labels, resamples),
+            lead_by_length=lead_by_length(data, read.ensemble, config.labels, resamples),
+            agreement=agreement_of(sources),
+            truncation=truncation_costs(config, data, read, resamples, report),
+            swaps=swap_consistencies(config, read, sources, swapped, symmetric, resamples),
+            bootstrap=bootstrap,
+        )
 
 
 def _scores(
-    config: Config, labelled: Path, data: LabelledBattles, read: Predictions, bootstrap: Bootstrap
+    config: Config, labelled: Path, data: LabelledBattles, read: Predictions, resamples: Resamples
 ) -> tuple[Score, ...]:
     """Members, ensemble, length baseline, class prior (the shares of these very labels) and the uniform guess."""
     labels = len(config.labels)
@@ -133,29 +141,32 @@ def _scores(
 
     def score(name: str, probabilities: Array, dropped: Indices | None = None) -> Score:
         losses = log_losses(probabilities, data.targets)
+        loss, gain = resamples.means([losses, prior_losses - losses])
         return Score(
             name,
-            bootstrap.mean(losses),
-            bootstrap.mean(prior_losses - losses),
-            bootstrap.mean(probabilities.argmax(axis=1) == data.targets),
-            calibration_estimate(probabilities, data.targets, bootstrap),
+            loss,
+            gain,
+            share_of(probabilities.argmax(axis=1) == data.targets),
+            calibration_estimate(probabilities, data.targets, resamples),
             None if dropped is None else int(dropped.sum()),
         )
 
     scores = [score(name, values, read.dropped.get(name)) for name, values in read.members.items()]
     scores.append(score(ENSEMBLE, read.ensemble))
-    baseline = baseline_predictions(config, labelled, data, bootstrap.seed)
+    baseline = baseline_predictions(config, labelled, data, resamples.bootstrap.seed)
     if baseline is not None:
         scores.append(score(*baseline))
-    right = bootstrap.mean(prior.argmax(axis=1) == data.targets)
-    scores.append(Score("class prior", bootstrap.mean(prior_losses), accuracy=right))
+    right = share_of(prior.argmax(axis=1) == data.targets)
+    scores.append(Score("class prior", resamples.mean(prior_losses), accuracy=right))
     scores.append(Score("uniform", exactly(math.log(labels))))
     return tuple(scores)
 
 
-def _languages(labelled: Path, data: LabelledBattles) -> list[str] | None:
+def _languages(labelled: Path) -> list[str] | None:
     """The column `language` of the labelled file, in its order; None without one."""
-    rows = rows_by_id(labelled)
-    if "language" not in rows[data.ids[0]]:
-        return None
-    return [str(rows[identity]["language"] or "unknown") for identity in data.ids]
+    found: list[str] = []
+    for row in read_rows(labelled):
+        if "language" not in row:
+            return None
+        found.append(str(row["language"] or "unknown"))
+    return found

@@ -65,6 +65,7 @@ def report_of(name: str, result: Evaluation) -> str:
         truncation=result.truncation,
         level=f"{LEVEL:.0%}",
         bootstrap=result.bootstrap,
+        why_no_interval=wording.WHY_NO_INTERVAL,
     )
 
 
@@ -118,7 +119,8 @@ def _reliability(result: Evaluation) -> Section:
     return Section(
         "Reliability",
         "Of the battles for which the ensemble gave an outcome some probability, the share in which it came true. "
-        "Each point holds a tenth of the battles. Below the diagonal, an outcome came true less often than predicted.",
+        "Each point holds about a tenth of the battles; more where many have the same probability. Below the diagonal, "
+        "an outcome came true less often than predicted.",
         (charts.reliability(points, "Observed frequency over predicted probability"),),
     )
 

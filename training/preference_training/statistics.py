@@ -1,29 +1,39 @@
-"""How sure a measured number is: bootstrap intervals, and folds for what is fitted on the battles it is judged by.
+"""How sure a measured number is: bootstrap and Wilson intervals, and folds for what is fitted on what it is judged by.
 
 Arrays in, numbers out. It knows nothing of battles or models.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 LEVEL = 0.95
 
-#: Rows drawn at once: bounds the memory of a bootstrap to some tens of megabytes.
+#: Fewer rows than this are resampled into intervals that hold far less often than they say (see docs/decisions.md).
+FEWEST_ROWS = 10
+
+#: Resampled values that differ by no more than this are all alike.
+ALIKE = 1e-12
+#: Rows drawn at once, and counts multiplied at once: each bounds a pass to some tens of megabytes.
 _DRAWS_AT_ONCE = 2_000_000
+#: Counts that are kept for the next statistic, one byte each; of more rows than this allows, they are drawn anew.
+_MOST_KEPT = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured number and the bounds of its 95 % interval; None where the rows are too few to give any.
+    """A measured number and the bounds of its 95 % interval; None where its rows cannot tell.
 
-    `is_exact` says that no other rows would have given another number. A sample whose rows are all alike is not exact:
-    its interval has no width, and tells how little that sample knows of its own spread.
+    They cannot where they are fewer than `FEWEST_ROWS`, or all alike: every resample is the same then, which tells how
+    little that sample knows of its own spread. `is_exact` says that no other rows would have given another number.
     """
 
     value: float
@@ -37,76 +47,109 @@ def exactly(value: float) -> Estimate:
     return Estimate(value, value, value, is_exact=True)
 
 
+def share_of(holds: Mask) -> Estimate:
+    """The share of rows `[rows]` that are true, of at least one row, with Wilson's score interval (1927).
+
+    Unlike resampling, it has a width where none or all of the rows are true, and few rows are enough for it (Brown,
+    Cai and DasGupta, 2001).
+    """
+    rows, held = len(holds), int(np.count_nonzero(holds))
+    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+    middle = (held + z**2 / 2) / (rows + z**2)
+    half = z * sqrt(held * (rows - held) / rows + z**2 / 4) / (rows + z**2)
+    low = 0.0 if held == 0 else middle - half
+    high = 1.0 if held == rows else middle + half
+    return Estimate(held / rows, low, high)
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """The percentile bootstrap (Efron, 1979) over rows: `resamples` samples of as many rows, drawn with replacement.
 
-    Every statistic here is a function of sums over rows, so that a resample is one vector of counts and all of them
-    are one matrix product. The same seed draws the same rows: statistics of equal rows are compared on equal samples.
+    The same seed draws the same rows: statistics of equal rows are compared on equal samples.
     """
 
     resamples: int = 1000
     seed: int = 0
 
-    def estimate(self, columns: npt.ArrayLike, statistic: Callable[[Array], Array]) -> Estimate:
-        """`statistic` of the column sums of `columns` `[rows, k]`, with its interval.
+    def of(self, rows: int, report: Callable[[int, int], None] = lambda done, total: None) -> "Resamples":
+        """The samples of `rows` rows, for any number of statistics; `report` hears how many were drawn, of how many."""
+        return Resamples(rows, self, report)
 
-        It maps sums `[resamples, k]` to values `[resamples]`. Resamples whose value is not a number (no row of a rare
-        kind was drawn) are left out of the interval. One row has no interval.
-        """
-        values = np.asarray(columns, dtype=np.float64)
-        values = values[:, None] if values.ndim == 1 else values
-        measured = float(statistic(values.sum(axis=0, keepdims=True))[0])
-        if len(values) < 2:
-            return Estimate(measured, None, None)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            drawn = statistic(self._sums(values))
-        drawn = drawn[np.isfinite(drawn)]
-        if len(drawn) == 0:
-            return Estimate(measured, None, None)
-        tail = 100 * (1 - LEVEL) / 2
-        low, high = np.percentile(drawn, [tail, 100 - tail])
-        return Estimate(measured, float(low), float(high))
+    def mean(self, values: npt.ArrayLike) -> Estimate:
+        """The mean of `values` `[rows]`, whose samples nothing else needs."""
+        column = np.asarray(values, dtype=np.float64)
+        return self.of(len(column)).mean(column)
+
+
+class Resamples:
+    """The samples that a bootstrap draws of `rows` rows: drawn once, however many statistics are asked for.
+
+    A sample is the vector of how often it holds each row, in one byte each (a count of 256 has no chance to occur).
+    Every statistic here is a function of sums over rows, so that all samples of it are one matrix product.
+    """
+
+    def __init__(self, rows: int, bootstrap: Bootstrap, report: Callable[[int, int], None]) -> None:
+        self.rows, self.bootstrap, self._report = rows, bootstrap, report
+        self._kept: list[npt.NDArray[np.uint8]] = []
 
     def mean(self, values: npt.ArrayLike) -> Estimate:
         """The mean of `values` `[rows]`."""
-        column = np.asarray(values, dtype=np.float64)
-        return self.estimate(column, lambda sums: sums[:, 0] / len(column))
+        (estimate,) = self.means([np.asarray(values)])
+        return estimate
 
-    def share(self, holds: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_]) -> Estimate | None:
-        """The share of the rows `among` for which `holds` is true, both `[rows]`; None where there is no such row.
+    def means(self, columns: Sequence[npt.ArrayLike], among: Sequence[Mask] | None = None) -> list[Estimate]:
+        """The mean of each of `columns` `[rows]`, over the rows where its mask of `among` is true: at least one.
 
-        How many rows are `among` is drawn, too. One such row has no interval.
+        All of them in one pass. How many rows are among them is drawn, too; resamples without any are left out.
         """
-        columns = np.stack([holds & among, among], axis=1)
-        if not among.any():
-            return None
-        estimate = self.estimate(columns, lambda sums: sums[:, 0] / sums[:, 1])
-        return estimate if among.sum() > 1 else Estimate(estimate.value, None, None)
+        masks = np.ones((1, self.rows), dtype=bool) if among is None else np.stack(among)
+        values = np.where(masks, np.stack([np.asarray(column, dtype=np.float64) for column in columns]), 0.0)
+        counts = np.broadcast_to(masks.sum(axis=1), len(values))
+        measured = values.sum(axis=1) / counts
+        if counts.max() < FEWEST_ROWS:
+            return [Estimate(float(value), None, None) for value in measured]
+        sums = self.sums(np.concatenate([values, masks]).T)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn = sums[:, : len(measured)] / sums[:, len(measured) :]
+        return [
+            _estimate(measured[n], drawn[:, n])
+            if counts[n] >= FEWEST_ROWS
+            else Estimate(float(measured[n]), None, None)
+            for n in range(len(measured))
+        ]
 
-    def _sums(self, columns: Array) -> Array:
+    def sums(self, columns: Array) -> Array:
         """Column sums of each resample, `[resamples, k]`."""
-        rows, random = len(columns), np.random.default_rng(self.seed)
-        at_once = max(1, _DRAWS_AT_ONCE // rows)
-        sums = []
-        for first in range(0, self.resamples, at_once):
-            count = min(at_once, self.resamples - first)
-            drawn = random.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
-            times = np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows)
-            sums.append(times.astype(np.float64) @ columns)
-        return np.concatenate(sums)
+        return np.concatenate([counts.astype(np.float64) @ columns for counts in self._counts()])
+
+    def _counts(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """How often each resample holds each row: some resamples at a time, `[some, rows]`."""
+        resamples = self.bootstrap.resamples
+        if self._kept:
+            yield from self._kept
+            return
+        random = np.random.default_rng(self.bootstrap.seed)
+        drawn, at_once = [], max(1, _DRAWS_AT_ONCE // self.rows)
+        for first in range(0, resamples, at_once):
+            some = min(at_once, resamples - first)
+            picked = random.integers(self.rows, size=(some, self.rows)) + self.rows * np.arange(some)[:, None]
+            counts = np.bincount(picked.ravel(), minlength=some * self.rows).astype(np.uint8).reshape(some, self.rows)
+            if resamples * self.rows <= _MOST_KEPT:
+                drawn.append(counts)
+            yield counts
+            self._report(first + some, resamples)
+        self._kept = drawn
 
 
-def calibration_estimate(probabilities: Array, targets: Indices, bootstrap: Bootstrap, bins: int = 15) -> Estimate:
-    """Expected calibration error as `preference_core.metrics.calibration_error` defines it, with its interval.
-
-    The error is a sum of absolute gaps, which resampling can only widen: the interval leans upwards.
-    """
-    confidence = probabilities.max(axis=1)
-    bin_of_row = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.zeros((len(targets), bins))
-    gaps[np.arange(len(targets)), bin_of_row] = (probabilities.argmax(axis=1) == targets) - confidence
-    return bootstrap.estimate(gaps, lambda sums: np.abs(sums).sum(axis=1) / len(targets))
+def _estimate(measured: float, drawn: Array) -> Estimate:
+    """The percentile interval of what was drawn."""
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) == 0 or np.ptp(drawn) <= ALIKE:
+        return Estimate(float(measured), None, None)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return Estimate(float(measured), float(low), float(high))
 
 
 def folds_of(rows: int, folds: int, seed: int) -> Iterator[tuple[Indices, Indices]]:

@@ -15,7 +15,7 @@ from preference_core.errors import UserError
 from preference_core.settings import Config
 from preference_training.breakdown import lead_of
 from preference_training.predictions import ENSEMBLE, Predictions, read_predictions
-from preference_training.statistics import Array, Bootstrap, Estimate
+from preference_training.statistics import Array, Estimate, Resamples, share_of
 
 #: How far outside of 0 to 1 a probability may be that was computed from rounded ones.
 _ROUNDING = 1e-3
@@ -42,7 +42,7 @@ def swap_consistencies(
     sources: Mapping[str, Array],
     swapped: Path | None,
     symmetric: Path | None,
-    bootstrap: Bootstrap,
+    resamples: Resamples,
 ) -> tuple[SwapConsistency, ...]:
     """One result for each of `sources` that the other file tells something of; none without a file."""
     if swapped is not None and symmetric is not None:
@@ -57,13 +57,14 @@ def swap_consistencies(
     for name, original in sources.items():
         if name in exchanged:
             back = exchanged[name]
+            difference, bias = resamples.means(
+                [
+                    np.abs(original - back).mean(axis=1),
+                    (lead_of(original, config.labels) - lead_of(back, config.labels)) / 2,
+                ]
+            )
             results.append(
-                SwapConsistency(
-                    name,
-                    bootstrap.mean(original.argmax(axis=1) == back.argmax(axis=1)),
-                    bootstrap.mean(np.abs(original - back).mean(axis=1)),
-                    bootstrap.mean((lead_of(original, config.labels) - lead_of(back, config.labels)) / 2),
-                )
+                SwapConsistency(name, share_of(original.argmax(axis=1) == back.argmax(axis=1)), difference, bias)
             )
     return tuple(results)
 

@@ -4,21 +4,27 @@ Counts per battle come with the predictions; those per field from tokenising the
 member's tokenizer is on this machine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from preference_core.battle import Battle
 from preference_core.metrics import log_losses
 from preference_core.settings import Config, Member, is_hub_id
 from preference_core.tensors import FIELDS
 from preference_core.tokenisation import SETTINGS_FILE, TOKENIZER_FILE, BattleTokenizer, settings_of_checkpoint
+from preference_training.bars import Report
 from preference_training.choice import chosen_members
 from preference_training.predictions import Predictions
 from preference_training.rows import LabelledBattles
-from preference_training.statistics import Bootstrap, Estimate
+from preference_training.statistics import Array, Estimate, Indices, Mask, Resamples
+
+#: Battles tokenised at once: bounds the memory of their ids.
+_BATTLES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,25 @@ class TruncationCost:
 
 
 def truncation_costs(
-    config: Config, data: LabelledBattles, read: Predictions, bootstrap: Bootstrap
+    config: Config, data: LabelledBattles, read: Predictions, resamples: Resamples, report: Report
 ) -> tuple[TruncationCost, ...]:
-    """One cost for each member that the predictions or its tokenizer tell anything of."""
+    """One cost for each member that the predictions or its tokenizer tell anything of.
+
+    Battles are tokenised again where the predictions say that they were cut, or do not say which were; `report` hears
+    the member's name, how many battles are done, and of how many.
+    """
     costs = []
     for member in chosen_members(config, None, "classifier"):
         tokenizer = _tokenizer_of(config, member)
-        by_field = None
-        if tokenizer is not None:
-            by_field = np.array([tokens.dropped for tokens in tokenizer.encode_batch(data.battles)])
-        dropped = read.dropped.get(member.name, None if by_field is None else by_field.sum(axis=1))
+        dropped = read.dropped.get(member.name)
+        if tokenizer is None:
+            by_field = None
+        elif dropped is None:
+            by_field = _dropped_by_field(tokenizer, data.battles, partial(report, member.name))
+            dropped = by_field.sum(axis=1)
+        else:  # nothing was lost but by the battles that the file says were cut
+            chosen = [battle for battle, count in zip(data.battles, dropped, strict=True) if count > 0]
+            by_field = _dropped_by_field(tokenizer, chosen, partial(report, member.name))
         if dropped is None:
             continue
         losses = log_losses(read.members[member.name], data.targets) if member.name in read.members else None
@@ -56,11 +71,28 @@ def truncation_costs(
                 member.name,
                 int(cut.sum()),
                 None if by_field is None else dict(zip(FIELDS, by_field.sum(axis=0).tolist(), strict=True)),
-                None if losses is None or not cut.any() else bootstrap.mean(losses[cut]),
-                None if losses is None or cut.all() else bootstrap.mean(losses[~cut]),
+                None if losses is None else _mean_among(losses, cut, resamples),
+                None if losses is None else _mean_among(losses, ~cut, resamples),
             )
         )
     return tuple(costs)
+
+
+def _dropped_by_field(
+    tokenizer: BattleTokenizer, battles: Sequence[Battle], report: Callable[[int, int], None]
+) -> Indices:
+    """Tokens cut from each field of each battle, `[battles, fields]`."""
+    dropped = np.zeros((len(battles), len(FIELDS)), dtype=np.int64)
+    for first in range(0, len(battles), _BATTLES_AT_ONCE):
+        some = slice(first, first + _BATTLES_AT_ONCE)
+        dropped[some] = [tokens.dropped for tokens in tokenizer.encode_batch(battles[some])]
+        report(min(some.stop, len(battles)), len(battles))
+    return dropped
+
+
+def _mean_among(values: Array, rows: Mask, resamples: Resamples) -> Estimate | None:
+    """The mean over `rows`; None where there are none."""
+    return resamples.means([values], [rows])[0] if rows.any() else None
 
 
 def _tokenizer_of(config: Config, member: Member) -> BattleTokenizer | None:

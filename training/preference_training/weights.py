@@ -16,6 +16,7 @@ from preference_core.combination import Combination, PostProcessing
 from preference_core.errors import UserError
 from preference_core.metrics import log_loss, log_losses
 from preference_core.settings import Config, combination_of
+from preference_training.bars import bars
 from preference_training.combining import (
     RULES,
     Rule,
@@ -83,8 +84,13 @@ def judged_rows(config: Config, predictions: Sequence[Path], labelled: Path) -> 
 
     Battles that the configuration answers without the members (`combine.fixed`) are left out.
     """
-    data = read_labelled(labelled, config.labels)
-    files = {path: read.in_order_of(data.ids) for path, read in read_member_predictions(predictions, config).items()}
+    with bars("weights") as report:
+        report("files", 0, 2)
+        data = read_labelled(labelled, config.labels)
+        report("files", 1, 2)
+        files = {
+            path: read.in_order_of(data.ids) for path, read in read_member_predictions(predictions, config).items()
+        }
     members = {name: values for read in files.values() for name, values in read.members.items()}
     log_probabilities = _log_probabilities(members, [member.name for member in config.members])
     kept = [row for row, battle in enumerate(data.battles) if battle.special_case() not in config.combine.fixed]
@@ -107,10 +113,12 @@ def fit_weights(
 ) -> Fitted:
     """Fits every candidate, cross-validated over `folds`; chooses `rule` with those extras that were asked for.
 
+    Shows a bar per candidate.
+
     `own` are the keys that the configuration file gives itself (see `own_keys`): a `post_processing` among them will be
     applied to whatever is fitted, so every candidate but the one that replaces it is judged with it.
     """
-    bootstrap, folds = bootstrap or Bootstrap(), min(folds, len(rows.ids))
+    folds = min(folds, len(rows.ids))
     if folds < 2:
         raise UserError(f"{len(rows.ids)} battles are too few to fit weights on", hint="Some hundred are needed.")
     equal = Combination(
@@ -130,18 +138,23 @@ def fit_weights(
         lambda p, t: with_post_processing(replace(fits[before][1](p, t), post_processing=None), p, t),
     )
 
-    losses = {name: _held_out_losses(fit, rows, folds, bootstrap.seed) for name, (_, fit) in fits.items()}
-    candidates = {}
-    for name, (instead_of, fit) in fits.items():
-        combination = fit(rows.log_probabilities, rows.targets)
-        candidates[name] = Candidate(
-            name,
-            _as_served(combination, config),
-            log_loss(combination.probabilities(rows.log_probabilities), rows.targets),
-            bootstrap.mean(losses[name]),
-            instead_of,
-            bootstrap.mean(losses[instead_of] - losses[name]),
-        )
+    resamples = (bootstrap or Bootstrap()).of(len(rows.ids))
+    candidates, losses = {}, {}
+    with bars("weights") as report:
+        for name, (instead_of, fit) in fits.items():
+            report(name, 0, folds + 1)
+            losses[name] = _held_out_losses(fit, rows, folds, resamples.bootstrap.seed, partial(report, name))
+            combination = fit(rows.log_probabilities, rows.targets)
+            report(name, folds + 1, folds + 1)
+            cross_validated, gain = resamples.means([losses[name], losses[instead_of] - losses[name]])
+            candidates[name] = Candidate(
+                name,
+                _as_served(combination, config),
+                log_loss(combination.probabilities(rows.log_probabilities), rows.targets),
+                cross_validated,
+                instead_of,
+                gain,
+            )
     members = equal.member_probabilities(rows.log_probabilities)
     return Fitted(
         len(rows.ids),
@@ -188,10 +201,11 @@ def weights_file(combination: Combination, leave_out: Container[str] = ()) -> st
     return "\n".join(["# Written by `preference-train weights`; name it by `[combine] include`.", *lines, ""])
 
 
-def _held_out_losses(fit: Fit, rows: Judged, folds: int, seed: int) -> Array:
+def _held_out_losses(fit: Fit, rows: Judged, folds: int, seed: int, report: Callable[[int, int], None]) -> Array:
     """Log loss of each row `[n]` under what was fitted on the other folds."""
     losses = np.empty(len(rows.ids))
-    for fitted, judged in folds_of(len(rows.ids), folds, seed):
+    for number, (fitted, judged) in enumerate(folds_of(len(rows.ids), folds, seed)):
+        report(number, folds + 1)
         combination = fit(rows.log_probabilities[fitted], rows.targets[fitted])
         losses[judged] = log_losses(combination.probabilities(rows.log_probabilities[judged]), rows.targets[judged])
     return losses
