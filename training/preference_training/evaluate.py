@@ -33,8 +33,9 @@ from preference_training.breakdown import (
     shares_of,
 )
 from preference_training.calibration import calibration_estimate
+from preference_training.formats import read_rows
 from preference_training.predictions import ENSEMBLE, Predictions, read_predictions
-from preference_training.rows import LabelledBattles, read_labelled, read_rows
+from preference_training.rows import LabelledBattles, read_labelled
 from preference_training.statistics import Array, Bootstrap, Estimate, Indices, Resamples, exactly, share_of
 from preference_training.swaps import SwapConsistency, swap_consistencies
 from preference_training.truncation import TruncationCost, truncation_costs

@@ -5,17 +5,15 @@ They choose files, call the other modules, and show what these return. `app` reg
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from preference_core.errors import UserError, nearest
 from preference_core.settings import Config, included_file, load_config
 from preference_core.structure import plain
+from preference_training.bars import bars
 from preference_training.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
 from preference_training.combining import Rule
 from preference_training.evaluate import evaluate
@@ -105,7 +103,7 @@ def predict_command(
     if swapped:
         read = {identity: battle.swapped() for identity, battle in read.items()}
     members = [each for each in settings.members if member in (None, each.name)]
-    with _progress("predict") as report:
+    with bars("predict") as report:
         write_predictions(target, predict(settings, read, members, batch_size, report), settings.labels)
     notes.print(f"{target}: {len(read):,} battles")
 
@@ -217,18 +215,3 @@ def _config_before_weights(config: Path) -> Config:
     if included is not None and not included.exists():
         notes.print(f"`{included}`, the weights of `{config}`, does not exist yet: all members count the same")
     return load_config(config, include_may_be_missing=True)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Any]:
-    """A bar per member on stderr, fed with `report(member, done, total)`."""
-    columns = (TextColumn(what + " {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def report(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name)
-            progress.update(tasks[name], completed=done, total=total)
-
-        yield report
