@@ -1,5 +1,8 @@
 """The gate looks inside: it names the layer that overflows, and reports how large activations are."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +121,28 @@ def test_the_layer_is_found_that_overflows_for_one_text_of_many(tracer, make):
     found = scan(path, scanned(sequences, logits), 1).broken
     assert found is not None
     assert found.module == OVERFLOWING
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from preference_export.scan import scan
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+path, sequences = Path(sys.argv[1]), [np.full(800, 5, np.int32)] * 4
+scan(path, [ids[:8] for ids in sequences], 1)
+before = peak()
+scan(path, sequences, 1)
+print(peak() - before)
+"""
+
+
+def test_activations_are_let_go_of_once_they_were_looked_at(finished_project):
+    """Attention scores are the largest of them: eight and more tensors of that size would be kept to the end."""
+    scores = 4 * 4 * 800**2 * 4  # sequences x heads x tokens^2, in bytes
+    path = finished_project.folder / "build" / "tiny" / "members" / "gemma" / MODEL_FILE
+    ran = subprocess.run([sys.executable, "-c", MEMORY, path], capture_output=True, check=True, text=True)
+    assert int(ran.stdout) < 6 * scores
 
 
 def test_the_gate_refuses_a_member_that_overflows_and_names_the_layer(project):
