@@ -43,7 +43,7 @@ from preference_export.parity import (
 )
 from preference_export.precision import recipe_of
 from preference_export.sample import Sample, read_sample
-from preference_export.scan import Scan, scan
+from preference_export.scan import Scan, scan, scanned
 from preference_export.source import Source
 from preference_export.tensorrt_classifier import classifiers_of_plan
 from preference_export.versions import versions
@@ -90,8 +90,7 @@ def subject_of(config: Config, member: Member) -> Subject:
         plan = engine_folder(config, member)
         manifest = built_engine(config, member)
         return Subject(plan, manifest, PLAN_FILE, runtime, lambda: _ways_of_plan(config, plan / PLAN_FILE))
-    on_gpu = member.engine == "onnxruntime" and member.gpus and CUDA_PROVIDER in onnxruntime.get_available_providers()
-    provider = CUDA_PROVIDER if on_gpu else CPU_PROVIDER
+    provider = _provider_for(member)
     if provider == CPU_PROVIDER and recipe_of(member).dtype == torch.bfloat16:
         raise CannotCheckError(
             f"Member `{member.name}` cannot be compared with the original model on this machine: "
@@ -141,14 +140,18 @@ def check_member(config: Config, member: Member, source: Source, *, again: bool 
             for (artefact, packed), logits in zip(ways, alone, strict=True)
         ]
     )
-    found = scan(folder_of(config, member) / MODEL_FILE, sequences) if _scannable(member) else None
+    del ways  # as above
+    found = None
+    if _scannable(member):
+        looked_at = scanned(sequences, np.stack(alone).sum(axis=0))
+        found = scan(folder_of(config, member) / MODEL_FILE, looked_at, provider=_provider_for(member))
     broken = [*_overflow(found), *exceeded(parity, limits)]
     record = {
         "basis": basis,
         **plain(parity),
         "swap": _swap(alone[-1], config.labels),
         "original_swap": _swap(expected, config.labels),
-        **({} if found is None else {"activations": found.by_layer()}),
+        **({} if found is None else {"scanned_sequences": len(looked_at), "activations": found.by_layer()}),
     }
     _record(subject, {"basis": basis, BROKEN: broken} if broken else record)
     if broken:
@@ -157,6 +160,12 @@ def check_member(config: Config, member: Member, source: Source, *, again: bool 
             hint="Nothing was put into the repository. Use a wider `precision`, or set `parity` limits you accept.",
         )
     return Checked(True, subject.folder, subject.file, record)
+
+
+def _provider_for(member: Member) -> str:
+    """What runs a member's graph here: ONNX Runtime's CUDA provider where it is installed and the member has a GPU."""
+    on_gpu = gpu_architecture() != NO_GPU if member.engine == "tensorrt" else bool(member.gpus)
+    return CUDA_PROVIDER if on_gpu and CUDA_PROVIDER in onnxruntime.get_available_providers() else CPU_PROVIDER
 
 
 def _scannable(member: Member) -> bool:

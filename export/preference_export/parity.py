@@ -3,7 +3,7 @@
 It compares logits; where they come from (`Reference`, `OnnxClassifier`, an engine) is the caller's business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from preference_core.combination import softmax
 from preference_core.errors import ArtefactError, ParityError, SystemFailure
 from preference_core.metrics import log_loss
 from preference_core.settings import ParityLimits, Precision
+from preference_export.precision import CUDA_OPTIONS
 
 TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
@@ -54,6 +55,7 @@ DEFAULT_LIMITS: dict[Precision, ParityLimits] = {
 BROKEN = "broken"
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {CPU_PROVIDER: {}, CUDA_PROVIDER: CUDA_OPTIONS}
 #: Sequences packed together. Attention memory grows with the longest of them, squared, times this.
 PACKED_SEQUENCES = 4
 
@@ -87,20 +89,28 @@ class OnnxClassifier:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=[provider])
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise ArtefactError(f"ONNX Runtime cannot load `{path}`: {error}") from None
-        if provider not in self.session.get_providers():  # it would run on the CPU instead, and only log that
-            raise SystemFailure(
-                f"ONNX Runtime cannot use {provider} here", hint="Check the driver, and the CUDA libraries it needs."
-            )
+        self.session = session_of(path, path, options, provider)
 
     def logits(self, sequences: Sequence[TokenIds]) -> Logits:
         """Logits of sequences packed into one call."""
         (logits,) = self.session.run(None, feeds_of(sequences))
         result: Logits = logits
         return result
+
+
+def session_of(
+    model: Path | bytes, path: Path, options: onnxruntime.SessionOptions, provider: str
+) -> onnxruntime.InferenceSession:
+    """`model`, which is or was made of the file `path`, opened by ONNX Runtime with `provider` and no other."""
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=[(provider, PROVIDER_OPTIONS[provider])])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ArtefactError(f"ONNX Runtime cannot load `{path}`: {error}") from None
+    if provider not in session.get_providers():  # it would run on the CPU instead, and only log that
+        raise SystemFailure(
+            f"ONNX Runtime cannot use {provider} here", hint="Check the driver, and the CUDA libraries it needs."
+        )
+    return session
 
 
 def feeds_of(sequences: Sequence[TokenIds]) -> dict[str, TokenIds]:

@@ -20,6 +20,9 @@ GEMM_DTYPES: Mapping[Precision, torch.dtype] = {
 }
 QUANTISED_DTYPES: Mapping[Precision, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
+#: Options of ONNX Runtime's CUDA provider. Its default, TF32, rounds what FP32 GEMMs multiply to 10 bits.
+CUDA_OPTIONS = {"use_tf32": "0"}
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -20,6 +20,7 @@ from preference_export.onnx_export import DATA_FILE
 from preference_export.parity import CUDA_PROVIDER, OnnxClassifier, compare, exceeded, limits_of, measure
 from preference_export.reference import Reference, quiet_loading
 from preference_export.sample import read_sample
+from preference_export.scan import scan
 
 REFERENCE = np.array([[2.0, 0.0, -1.0], [0.0, 0.1, 0.0]], dtype=np.float32)
 
@@ -170,6 +171,21 @@ def test_a_provider_that_onnx_runtime_does_not_use_is_an_error(project):
     warnings.simplefilter("ignore")  # that it is not among those compiled in; pytest restores the filters
     with pytest.raises(SystemFailure, match="cannot use CUDAExecutionProvider here"):
         OnnxClassifier(path, 1, CUDA_PROVIDER)
+
+
+@pytest.mark.parametrize("probed", [False, True], ids=["compared", "scanned"])
+def test_single_precision_means_single_precision_on_a_gpu(project, sequences, monkeypatch, probed):
+    """Shown without a GPU: what ONNX Runtime is asked for. TF32 would be its default."""
+    path, asked = project.folder / "build" / "tiny" / "members" / "gemma" / "model.onnx", []
+
+    def session(model, options, providers):
+        asked.extend(providers)
+        raise RuntimeError("no GPU here")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    with pytest.raises(ArtefactError, match="no GPU here"):
+        scan(path, sequences, 1, CUDA_PROVIDER) if probed else OnnxClassifier(path, 1, CUDA_PROVIDER)
+    assert asked == [(CUDA_PROVIDER, {"use_tf32": "0"})]
 
 
 def test_limits_of_the_configuration_decide(project):

@@ -1,5 +1,8 @@
 """The gate looks inside: it names the layer that overflows, and reports how large activations are."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from preference_export.onnx_export import MODEL_FILE
 from preference_export.packed import PackedClassifier
 from preference_export.parity import compare, exceeded, feeds_of, limits_of
 from preference_export.precision import Recipe
-from preference_export.scan import scan
+from preference_export.scan import scan, scanned
 
 UP = "model.layers.0.mlp.up_proj"
 OVERFLOWING = "model.layers.0.mlp.down_proj"
@@ -71,6 +74,77 @@ def test_ranges_are_those_of_the_layers(tracer, sequences):
     assert any(np.isclose(value, read_by_down, rtol=1e-4) for value in gated)
 
 
+def test_a_few_battles_of_all_lengths_are_scanned_in_both_orders():
+    lengths = np.random.default_rng(3).permutation(np.arange(1, 65))
+    sequences = [np.zeros(length, np.int32) for length in (*lengths, *(lengths + 100))]
+    chosen = [len(ids) for ids in scanned(sequences, np.zeros((128, 3)))]
+    assert chosen == [16, 116, 32, 132, 48, 148, 64, 164]
+    assert len(scanned(sequences[:1] * 2, np.zeros((2, 3)))) == 2
+
+
+def test_sequences_whose_logits_are_not_finite_are_scanned_first():
+    sequences = [np.zeros(length, np.int32) for length in range(1, 129)]
+    logits = np.zeros((128, 3))
+    logits[7, 1], logits[90, 2] = np.nan, np.inf
+    assert [len(ids) for ids in scanned(sequences, logits)] == [8, 91]
+
+
+class PlantedForOneToken(Planted):
+    """The same, but every other token is so small that the norm's epsilon keeps it small; no attention mixes them."""
+
+    def __init__(self, weights, token):
+        super().__init__(weights)
+        self.token = token
+        self.factors["model.layers.0.self_attn.o_proj.weight"] = 0.0
+        self.factors["model.layers.0.post_attention_layernorm.weight"] = 20.0
+
+    def blocks(self, name, dtype):
+        for block in super().blocks(name, torch.float32):
+            if name == "model.embed_tokens.weight":
+                kept = block[self.token].clone()
+                block = block * 1e-6
+                block[self.token] = kept
+            yield block.to(dtype)
+
+
+def test_the_layer_is_found_that_overflows_for_one_text_of_many(tracer, make):
+    """An engine returns NaN for it. ONNX Runtime on a CPU does not: its optimiser leaves roundings out."""
+    traced = tracer.of("llama")
+    weights = PlantedForOneToken(make.weights(traced.base, traced.adapter), 7)
+    path = tracer.export("llama", "one token", Recipe(torch.float16), weights) / MODEL_FILE
+    random = np.random.default_rng(0)
+    sequences = [random.integers(8, make.vocabulary, length).astype(np.int32) for length in range(3, 43)]
+    sequences[5][2] = 7
+    logits = np.zeros((40, make.labels))
+    assert scan(path, scanned(sequences, logits), 1).broken is None
+    logits[5] = np.nan
+    found = scan(path, scanned(sequences, logits), 1).broken
+    assert found is not None
+    assert found.module == OVERFLOWING
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from preference_export.scan import scan
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+path, sequences = Path(sys.argv[1]), [np.full(800, 5, np.int32)] * 4
+scan(path, [ids[:8] for ids in sequences], 1)
+before = peak()
+scan(path, sequences, 1)
+print(peak() - before)
+"""
+
+
+def test_activations_are_let_go_of_once_they_were_looked_at(finished_project):
+    """Attention scores are the largest of them: eight and more tensors of that size would be kept to the end."""
+    scores = 4 * 4 * 800**2 * 4  # sequences x heads x tokens^2, in bytes
+    path = finished_project.folder / "build" / "tiny" / "members" / "gemma" / MODEL_FILE
+    ran = subprocess.run([sys.executable, "-c", MEMORY, path], capture_output=True, check=True, text=True)
+    assert int(ran.stdout) < 6 * scores
+
+
 def test_the_gate_refuses_a_member_that_overflows_and_names_the_layer(project):
     path = project.folder / "base" / "model.safetensors"
     tensors = load_file(path)
@@ -89,4 +163,5 @@ def test_the_report_holds_swap_consistency_and_activations(finished_project):
     parity = read_manifest(finished_project.folder / "build" / "tiny" / "members" / "gemma").parity
     assert parity["swap"]["same_decision"] == parity["original_swap"]["same_decision"]
     assert parity["swap"]["max_difference"] == pytest.approx(parity["original_swap"]["max_difference"], abs=1e-4)
+    assert parity["scanned_sequences"] == 8
     assert parity["activations"]["model.layers.1"]["largest"] > 0

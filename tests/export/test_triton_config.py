@@ -92,6 +92,14 @@ def test_engines_run_where_the_configuration_says():
     assert model_configs(THREE)["qwen"].instance_group[0].kind == triton.ModelInstanceGroup.KIND_GPU
 
 
+def test_onnx_runtime_is_told_on_a_gpu_that_single_precision_means_that():
+    for ensemble, name, accelerators in ((THREE, "qwen", ["cuda"]), (THREE, "gemma", []), (TWO, "llama", [])):
+        message = model_configs(ensemble)[name]
+        added = message.optimization.execution_accelerators.gpu_execution_accelerator
+        assert [accelerator.name for accelerator in added] == accelerators
+        assert all(dict(accelerator.parameters) == {"use_tf32": "0"} for accelerator in added)
+
+
 def test_the_symmetric_ensemble_exchanges_the_responses_of_its_second_half():
     steps = model_configs(TWO)[tensors.ENSEMBLE_SYMMETRIC].ensemble_scheduling.step
     first, second = (dict(step.input_map) for step in steps if step.model_name == "tokenize")
