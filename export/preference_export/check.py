@@ -25,6 +25,7 @@ from preference_export.calibration import sample_of
 from preference_export.engine import NO_GPU, PLAN_FILE, gpu_architecture, tensorrt_module, use_gpu_of
 from preference_export.engines import built_engine, engine_folder
 from preference_export.member import exported_member, folder_of, reference_of
+from preference_export.memory import fits
 from preference_export.onnx_export import MODEL_FILE
 from preference_export.parity import (
     BROKEN,
@@ -53,6 +54,8 @@ class CannotCheckError(UserError):
     """This machine cannot run the artefact."""
 
 
+#: Memory that ONNX Runtime may take on a CPU, in multiples of a file's weights: it widens and repacks them.
+COPIES_OF_WEIGHTS = 3
 #: One way to run an artefact, and how many sequences are packed into a call.
 Way = tuple[Classifier, int]
 
@@ -189,7 +192,9 @@ def _ways_of_plan(config: Config, path: Path) -> list[Way]:
 
 
 def _ways_of_graph(path: Path, provider: str) -> list[Way]:
-    return [(OnnxClassifier(path, 0, provider), PACKED_SEQUENCES)]
+    size_bytes = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+    frugal = provider == CPU_PROVIDER and not fits(COPIES_OF_WEIGHTS * size_bytes, "cpu")
+    return [(OnnxClassifier(path, 0, provider, frugal), PACKED_SEQUENCES)]
 
 
 def _sequences(folder: Path, sample: Sample, labels: Sequence[str]) -> tuple[list[TokenIds], list[int] | None]:

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from preference_core.errors import SystemFailure
 from preference_export.architecture import hugging_face_config
 from preference_export.checkpoint import TensorFiles
+from preference_export.memory import device_in_use
 
 #: Where PEFT keeps the original of a module that the adapter holds whole; nothing asks it.
 UNUSED_ORIGINAL = "original_module"
@@ -47,7 +48,7 @@ class LayeredReference:
             PeftModel.from_pretrained(self._model, adapter)
         self._model.eval()
         self._stored = stored
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device_in_use()
         for buffer in self._model.buffers():
             buffer.data = buffer.data.to(self._device)
 

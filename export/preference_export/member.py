@@ -28,6 +28,7 @@ from preference_export.folders import remove_remains, replaced
 from preference_export.graph_precision import ParameterSpec, written_specs
 from preference_export.layered import LayeredReference
 from preference_export.length_buckets import LengthReference, write_onnx
+from preference_export.memory import device_in_use, fits
 from preference_export.merge import MergedWeights
 from preference_export.onnx_export import (
     MODEL_FILE,
@@ -41,13 +42,14 @@ from preference_export.onnx_export import (
 from preference_export.parity import Classifier
 from preference_export.precision import Recipe, recipe_of
 from preference_export.quantise import quantised_gemms
-from preference_export.reference import Reference, fits
+from preference_export.reference import Reference
 from preference_export.rounding import open_base
 from preference_export.source import Source, input_hashes, origins_of
 from preference_export.tokenizer_check import check_tokenizers
 from preference_export.versions import versions
 
 KIND = "member"
+FLOAT_BYTES = 4
 #: Key of a manifest's details.
 WEIGHT_BYTES = "weight_bytes"
 
@@ -177,7 +179,7 @@ def reference_of(config: Config, member: Member, source: Source) -> Classifier:
         return LengthReference(read_buckets(source.base.folder, config.labels))
     weights = open_member(config, member, source).weights
     parameters = sum(math.prod(shape) for shape in weights.shapes.values())
-    if len(source.adapters) > 1 or fits(parameters):
+    if len(source.adapters) > 1 or fits(FLOAT_BYTES * parameters, device_in_use()):
         return _whole(source, weights.base, len(config.labels))
     adapter = source.adapters[0].folder if source.adapters else None
     return LayeredReference(source.base.folder, adapter, len(config.labels), weights.base)

@@ -84,11 +84,19 @@ class Parity:
 class OnnxClassifier:
     """`model.onnx` run by ONNX Runtime, given what Triton gives it."""
 
-    def __init__(self, path: Path, threads: int = 0, provider: str = CPU_PROVIDER) -> None:
-        """`threads` 0 leaves the number to ONNX Runtime."""
+    def __init__(self, path: Path, threads: int = 0, provider: str = CPU_PROVIDER, frugal: bool = False) -> None:
+        """`threads` 0 leaves the number to ONNX Runtime.
+
+        A `frugal` one leaves weights in their file, mapped, and converts each when its node runs: slower, without the
+        optimisations that a server makes, and with little memory of its own.
+        """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if frugal:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         self.session = session_of(path, path, options, provider)
 
     def logits(self, sequences: Sequence[TokenIds]) -> Logits:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 import transformers
 from peft import PeftModel
@@ -23,10 +22,7 @@ from transformers import AutoModelForSequenceClassification
 from preference_core.errors import SystemFailure
 from preference_export.architecture import hugging_face_config
 from preference_export.checkpoint import TensorFiles
-
-#: Memory left free beside the weights: activations, and the artefact that is compared.
-ROOM_BYTES = 4 * 1024**3
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+from preference_export.memory import device_in_use, fits
 
 
 class Reference:
@@ -59,26 +55,10 @@ class Reference:
         return np.stack(rows)
 
 
-def fits(parameters: int) -> bool:
-    """Whether so many parameters in float32 fit into the GPU in use, without one into memory, with room to work in."""
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else _free_memory()
-    return 4 * parameters + ROOM_BYTES < free
-
-
-def _free_memory() -> int:
-    """Bytes that this process may still take; a container may have fewer than the machine."""
-    available: int = psutil.virtual_memory().available
-    try:
-        limit = int(CGROUP_LIMIT.read_text())
-    except (OSError, ValueError):  # no control groups, or `max`
-        return available
-    return min(available, limit - int(psutil.Process().memory_info().rss))
-
-
 def _device_for(model: nn.Module) -> str:
     """The GPU in use where the model fits there, else the CPU. TF32 stays off, as torch has it."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return "cuda" if torch.cuda.is_available() and fits(parameters) else "cpu"
+    size_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    return "cuda" if device_in_use() == "cuda" and fits(size_bytes, "cuda") else "cpu"
 
 
 def _base(base: Path, headless: bool, labels: int, stored: TensorFiles | None) -> Any:

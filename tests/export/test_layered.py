@@ -7,10 +7,11 @@ from safetensors.torch import load_file, save_file
 
 from preference_core.errors import SystemFailure
 from preference_core.manifest import read_manifest
+from preference_export import check, memory
 from preference_export import member as members
-from preference_export import reference as references
 from preference_export.checkpoint import TensorFiles
 from preference_export.layered import LayeredReference
+from preference_export.parity import OnnxClassifier
 from preference_export.reference import Reference
 
 SEQUENCES = [np.random.default_rng(0).integers(3, 300, length).astype(np.int32) for length in (20, 1, 70)]
@@ -82,22 +83,32 @@ def test_a_tensor_that_is_not_there_is_named(make, tmp_path):
         LayeredReference(base, None, 3, TensorFiles(base)).logits(SEQUENCES)
 
 
-def test_the_gate_takes_it_where_the_whole_model_does_not_fit(project, monkeypatch):
-    opened = []
-    monkeypatch.setattr(references, "_free_memory", lambda: 0)
-    monkeypatch.setattr(members, "LayeredReference", lambda *args: opened.append(args) or LayeredReference(*args))
+def test_the_gate_compares_with_little_memory_what_it_compares_with_much(project, monkeypatch):
     folder = project.folder / "build" / "tiny" / "members" / "gemma"
-    before = read_manifest(folder).parity
+    plentiful = read_manifest(folder).parity
+    opened = []
+
+    def noted(kind):
+        return lambda *arguments: opened.append((kind, arguments[-1])) or kind(*arguments)
+
+    monkeypatch.setattr(memory, "free_memory", lambda: 0)
+    monkeypatch.setattr(members, "LayeredReference", noted(LayeredReference))
+    monkeypatch.setattr(check, "OnnxClassifier", noted(OnnxClassifier))
     project.run("check")
-    assert len(opened) == 1
-    assert read_manifest(folder).parity == before
+    (reference, _), (artefact, frugal) = opened
+    assert (reference, artefact, frugal) == (LayeredReference, OnnxClassifier, True)
+    scarce = read_manifest(folder).parity
+    assert scarce["sequences"] == plentiful["sequences"]
+    for name in ("max_logit_difference", "mean_logit_difference", "max_probability_difference"):
+        assert scarce[name] == pytest.approx(plentiful[name], abs=1e-6)
 
 
 def test_a_container_with_little_memory_counts_as_a_machine_with_little(monkeypatch, tmp_path):
-    assert references.fits(0)
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(references, "CGROUP_LIMIT", limit)
+    monkeypatch.setattr(memory, "CGROUP_LIMIT", limit)
+    plentiful = memory.free_memory()
     limit.write_text("max\n")
-    assert references.fits(0)
+    assert memory.free_memory() > plentiful / 2
     limit.write_text("1000000000\n")
-    assert not references.fits(0)
+    assert memory.free_memory() < 1_000_000_000
+    assert not memory.fits(0, "cpu")

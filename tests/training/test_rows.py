@@ -66,7 +66,7 @@ def test_an_id_that_is_neither_text_nor_a_whole_number_is_refused(tmp_path, iden
 
 
 def test_what_no_tokenizer_reads_is_replaced(tmp_path):
-    data = read_labelled(csv_file(tmp_path, '1,"[""\\ud83d""]",a,b,1,0,0'), LABELS)
+    data = read_labelled(csv_file(tmp_path, '1,"[""\\ud83d""]","[""a""]","[""b""]",1,0,0'), LABELS)
     assert data.battles[0].prompt == ("\ufffd",)
 
 
