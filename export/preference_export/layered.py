@@ -22,6 +22,7 @@ from preference_core.errors import SystemFailure
 from preference_export.architecture import hugging_face_config
 from preference_export.checkpoint import TensorFiles
 from preference_export.memory import device_in_use
+from preference_export.reference import quiet_loading
 
 #: Where PEFT keeps the original of a module that the adapter holds whole; nothing asks it.
 UNUSED_ORIGINAL = "original_module"
@@ -37,7 +38,7 @@ class LayeredReference:
         config.quantization_config = None
         config.dtype = torch.float32
         config.pad_token_id = None
-        with init_empty_weights(include_buffers=False):
+        with quiet_loading(), init_empty_weights(include_buffers=False):
             self._model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
         # Zeros that take no memory: PEFT would put an adapter on the `meta` device beside a base that is there.
         for owner in self._model.modules():
@@ -45,7 +46,8 @@ class LayeredReference:
                 setattr(owner, key, nn.Parameter(torch.zeros(1).expand(parameter.shape), requires_grad=False))
         self._absent = {parameter: name for name, parameter in self._model.named_parameters()}
         if adapter is not None:
-            PeftModel.from_pretrained(self._model, adapter)
+            with quiet_loading():
+                PeftModel.from_pretrained(self._model, adapter)
         self._model.eval()
         self._stored = stored
         self._device = device_in_use()
