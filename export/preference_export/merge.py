@@ -18,6 +18,7 @@ from preference_export.checkpoint import CheckpointError, TensorFiles
 
 ADAPTER_NAME = "default"
 BASE_PREFIX = "model."
+FLOATS = ("F64", "F32", "F16", "BF16")
 HEAD_BIAS = "score.bias"
 NO_BIAS = "A head is `nn.Linear(..., bias=False)`, as in `*ForSequenceClassification`; train it without a bias."
 #: Buffers that early checkpoints hold, and that are computed from config.json.
@@ -154,6 +155,13 @@ class MergedWeights:
             raise CheckpointError(
                 f"Tensor `{stored}` of `{files.folder}` has shape {list(found)}, the base's config.json asks for "
                 f"{list(shape)}"
+            )
+        dtype = files.tensors[stored].dtype
+        if dtype not in FLOATS:
+            raise CheckpointError(
+                f"Tensor `{stored}` of `{files.folder}` is stored as {dtype}, expected one of {', '.join(FLOATS)}",
+                hint="Codes without their scales are no weights: name the original base, or one with its "
+                "`quantization_config`.",
             )
         lora = _lora(adapter, name)
         if adapter is not None and lora is not None:

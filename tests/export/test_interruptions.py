@@ -75,3 +75,10 @@ def test_a_full_disk_is_said_leaves_nothing_and_a_rerun_with_room_completes(proj
     subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
     project.run("merge")
     assert (small_disk / "gemma" / "model.safetensors").is_file()
+
+
+def test_an_old_member_that_a_kill_left_is_removed_though_nothing_is_exported_again(project):
+    left = project.folder / "build" / "tiny" / "members" / ".gemma.old"
+    shutil.copytree(project.folder / "build" / "tiny" / "members" / "gemma", left)
+    assert [result["changed"] for result in project.run("all")["results"]] == [False, False, False]
+    assert not left.exists()

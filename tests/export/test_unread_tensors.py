@@ -82,6 +82,15 @@ def test_a_base_with_a_tensor_that_would_be_left_out(make, headed, name):
         make.weights(headed)
 
 
+@pytest.mark.parametrize(("dtype", "named"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_codes_without_their_scales_are_no_weights(make, headed, dtype, named):
+    add_tensors(headed, {f"{PROJECTION}.weight": torch.ones(48, 48).to(dtype)})
+    with pytest.raises(
+        CheckpointError, match=rf"{PROJECTION}\.weight` of .* is stored as {named}, expected one of F64"
+    ):
+        make.weights(headed)
+
+
 def test_other_heads_and_buffers_of_a_published_base_are_left_alone(make, headed, tmp_path):
     """`lm_head` beside a head for scores, and the rotary buffers that checkpoints of transformers 4.30 hold."""
     expected = make.weights(headed).tensor("score.weight")
