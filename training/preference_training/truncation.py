@@ -10,13 +10,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from preference_core.battle import Battle
 from preference_core.metrics import log_losses
 from preference_core.settings import Config, Member, is_hub_id
 from preference_core.tensors import FIELDS
-from preference_core.tokenisation import SETTINGS_FILE, TOKENIZER_FILE, BattleTokenizer, settings_of_checkpoint
+from preference_core.tokenisation import (
+    SETTINGS_FILE,
+    TOKENIZER_FILE,
+    BattleTokenizer,
+    read_tokenizer,
+    settings_of_checkpoint,
+)
 from preference_training.bars import Report
 from preference_training.choice import chosen_members
 from preference_training.predictions import Predictions
@@ -106,7 +111,7 @@ def _tokenizer_of(config: Config, member: Member) -> BattleTokenizer | None:
     base = _base_folder(member)
     if base is None:
         return None
-    return BattleTokenizer(Tokenizer.from_file(str(base / TOKENIZER_FILE)), settings_of_checkpoint(base, member))
+    return BattleTokenizer(read_tokenizer(base / TOKENIZER_FILE), settings_of_checkpoint(base, member))
 
 
 def _base_folder(member: Member) -> Path | None:
