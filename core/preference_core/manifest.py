@@ -104,6 +104,25 @@ def write_manifest(
     return manifest
 
 
+def amend_manifest(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    parity: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes `manifest` of `folder` again, with another `parity` or other `details`. Its files are not hashed again."""
+    write_manifest(
+        folder,
+        manifest.kind,
+        made_from=manifest.made_from,
+        versions=manifest.versions,
+        parity=manifest.parity if parity is None else parity,
+        details=manifest.details if details is None else details,
+        known_hashes={name: record.sha256 for name, record in manifest.files.items()},
+    )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`; `ArtefactError` when there is none or it is not readable."""
     path = folder / FILE_NAME

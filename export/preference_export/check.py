@@ -17,7 +17,7 @@ from preference_core.battle import swapped_label_order
 from preference_core.combination import softmax
 from preference_core.encoders import encoder_from_folder
 from preference_core.errors import ConfigError, ParityError, UserError
-from preference_core.manifest import Manifest, sha256_of, write_manifest
+from preference_core.manifest import Manifest, amend_manifest, sha256_of
 from preference_core.metrics import swap_consistency
 from preference_core.settings import Config, Member
 from preference_core.structure import plain
@@ -156,7 +156,7 @@ def check_member(config: Config, member: Member, source: Source, *, again: bool 
         "original_swap": _swap(expected, config.labels),
         **({} if found is None else {"scanned_sequences": len(looked_at), "activations": found.by_layer()}),
     }
-    _record(subject, {"basis": basis, BROKEN: broken} if broken else record)
+    amend_manifest(subject.folder, subject.manifest, parity={"basis": basis, BROKEN: broken} if broken else record)
     if broken:
         raise ParityError(
             f"Member `{member.name}` does not reproduce the original model: {'; '.join(broken)}",
@@ -218,16 +218,3 @@ def _swap(both: Logits, labels: Sequence[str]) -> dict[str, float] | None:
     logits, swapped = np.split(both, 2)
     back = softmax(swapped.astype(np.float64))[:, swapped_label_order(labels)]
     return swap_consistency(softmax(logits.astype(np.float64)), back)
-
-
-def _record(subject: Subject, parity: Mapping[str, Any]) -> None:
-    manifest = subject.manifest
-    write_manifest(
-        subject.folder,
-        manifest.kind,
-        made_from=manifest.made_from,
-        versions=manifest.versions,
-        parity=parity,
-        details=manifest.details,
-        known_hashes={name: record.sha256 for name, record in manifest.files.items()},
-    )

@@ -15,7 +15,7 @@ import torch
 
 from preference_core.errors import ArtefactError
 from preference_core.lengths import read_buckets, write_buckets
-from preference_core.manifest import Manifest, read_manifest, verify, write_manifest
+from preference_core.manifest import Manifest, amend_manifest, read_manifest, verify, write_manifest
 from preference_core.settings import Config, Member
 from preference_core.structure import plain
 from preference_core.tokenisation import settings_of_checkpoint, write_tokenisation
@@ -211,12 +211,4 @@ def _note_origins(folder: Path, manifest: Manifest, source: Source) -> None:
     origins = origins_of(source)
     kept = {key: value for key, value in manifest.details.items() if key not in manifest.made_from["inputs"]}
     if {**kept, **origins} != manifest.details:
-        write_manifest(
-            folder,
-            manifest.kind,
-            made_from=manifest.made_from,
-            versions=manifest.versions,
-            parity=manifest.parity,
-            details={**kept, **origins},
-            known_hashes={name: record.sha256 for name, record in manifest.files.items()},
-        )
+        amend_manifest(folder, manifest, details={**kept, **origins})

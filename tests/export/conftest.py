@@ -96,11 +96,12 @@ class Maker:
             model.to(dtype).save_pretrained(folder, **saving)
         return folder
 
-    def adapter(self, folder, base, labels=LABELS, task=TaskType.SEQ_CLS, **lora):
-        """A SEQ_CLS adapter with a head, all of it random, saved by PEFT."""
+    def adapter(self, folder, base, labels=LABELS, task=TaskType.SEQ_CLS, change=lambda model: None, **lora):
+        """An adapter with a head, all of it random, saved by PEFT for a classifier that `change` altered first."""
         settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **lora}
         with quiet_loading():
             model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, dtype=torch.float32)
+            change(model)
             peft_model = get_peft_model(model, LoraConfig(task_type=task, **settings))
         generator = torch.Generator().manual_seed(2)
         for parameter in peft_model.parameters():

@@ -2,14 +2,11 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
 
 from preference_export.adapter import AdapterError
 from preference_export.checkpoint import CheckpointError
-from preference_export.reference import quiet_loading
 
 PROJECTION = "model.layers.0.self_attn.q_proj"
 
@@ -28,28 +25,13 @@ def add_tensors(folder, tensors, file="model.safetensors"):
     save_file({**load_file(folder / file), **tensors}, folder / file, metadata={"format": "pt"})
 
 
-def adapter_of(base, folder, change=lambda model: None, **lora):
-    """An adapter that PEFT saved for a classifier which `change` made another one first."""
-    with quiet_loading():
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32)
-        change(model)
-        settings = {"task_type": "SEQ_CLS", "target_modules": ["q_proj", "v_proj"], "r": 4, **lora}
-        peft_model = get_peft_model(model, LoraConfig(**settings))
-    generator = torch.Generator().manual_seed(2)
-    for parameter in peft_model.parameters():
-        if parameter.requires_grad:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    peft_model.save_pretrained(folder)
-    return folder
-
-
 def with_a_biased_head(model):
     model.score = nn.Linear(model.config.hidden_size, 3, bias=True)
 
 
-@pytest.mark.parametrize("lora", [{}, {"task_type": None, "modules_to_save": ["score"]}], ids=["implied", "named"])
+@pytest.mark.parametrize("lora", [{}, {"task": None, "modules_to_save": ["score"]}], ids=["implied", "named"])
 def test_an_adapter_whose_head_has_a_bias(make, base, tmp_path, lora):
-    adapter = adapter_of(base, tmp_path / "adapter", with_a_biased_head, **lora)
+    adapter = make.adapter(tmp_path / "adapter", base, change=with_a_biased_head, **lora)
     with pytest.raises(
         AdapterError, match=r"trained `score\.bias`, which this architecture has no place for"
     ) as caught:
@@ -59,7 +41,7 @@ def test_an_adapter_whose_head_has_a_bias(make, base, tmp_path, lora):
 
 def test_one_of_several_adapters_whose_head_has_a_bias(make, base, tmp_path):
     one = make.adapter(tmp_path / "one", base)
-    other = adapter_of(base, tmp_path / "other", with_a_biased_head)
+    other = make.adapter(tmp_path / "other", base, change=with_a_biased_head)
     with pytest.raises(AdapterError, match=r"other` trained `score\.bias`"):
         make.weights(base, one, other)
 
@@ -120,7 +102,7 @@ def test_a_bias_of_the_bases_own_head_does_not_matter_where_the_adapter_brings_a
 )
 def test_modules_are_saved_whole_by_the_rule_of_peft(make, base, tmp_path, modules, targets):
     """A name stands for every module that ends in it, as text, and for all that such a module holds."""
-    adapter = adapter_of(base, tmp_path / "adapter", modules_to_save=modules, target_modules=targets)
+    adapter = make.adapter(tmp_path / "adapter", base, modules_to_save=modules, target_modules=targets)
     weights, expected = make.weights(base, adapter), make.merged_by_peft(base, adapter)
     assert any(name.endswith("norm.weight") or ".mlp." in name for name in weights.adapters[0].saved)
     for name in weights.shapes:
