@@ -1,7 +1,7 @@
 """The manifest: what an artefact is, what it was made from, and the SHA-256 of every file in it.
 
 A manifest lies beside the files it lists. Whoever is about to load or run them verifies them first; this module only
-hashes and compares, and does not know what the files mean. `python3 -m preference_core.manifest FOLDER` does so.
+hashes and compares, and does not know what the files mean. `python3 -m preference_core.manifest FOLDER [KIND]` does so.
 """
 
 import hashlib
@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preference_core.errors import ArtefactError, PreferenceError, SystemFailure, describe
+from preference_core.contents import contents_of, read_regular
+from preference_core.errors import ArtefactError, ConfigError, PreferenceError, SystemFailure, describe
 from preference_core.structure import plain, structure
 
 FILE_NAME = "manifest.json"
 PART_NAME = f".{FILE_NAME}.part"
 FORMAT = 1
+#: The `kind` of a model repository, the only one that a server may be given.
+REPOSITORY = "repository"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class FileRecord:
 class Manifest:
     """`kind` says what the folder holds; `files` maps relative POSIX paths to their records.
 
+    `empty_folders` are those in which there is no file (an ensemble's version, which Triton wants all the same).
     `made_from` is whatever decides the content (configuration, hashes of inputs); `versions` the packages that made it;
     `parity` the measured differences from the original model; `details` anything else worth knowing.
     """
@@ -44,6 +48,7 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+    empty_folders: tuple[str, ...] = ()
 
 
 def sha256_of(path: Path) -> str:
@@ -59,18 +64,13 @@ def fingerprint(value: Any) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every regular file below `folder` but its manifest, sorted. Links are refused: they may lead outside.
+    """Every file below `folder` but its manifest, sorted; `ArtefactError` for anything else than files and folders.
 
-    What a writer of the manifest left that was killed is none of the artefact's files.
+    What a writer of the manifest left that was killed is none of the artefact's files. Byte code is: Python would run
+    it.
     """
-    found = []
     own = (folder / FILE_NAME, folder / PART_NAME)
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            raise ArtefactError(f"`{path}` is a symbolic link", hint="Artefacts hold regular files only; copy it.")
-        if path.is_file() and path not in own and "__pycache__" not in path.parts:
-            found.append(path)
-    return found
+    return [path for path in contents_of(folder).files if path not in own]
 
 
 def write_manifest(
@@ -92,7 +92,8 @@ def write_manifest(
     for path in files_below(folder):
         name = path.relative_to(folder).as_posix()
         files[name] = FileRecord(bytes=path.stat().st_size, sha256=known.get(name) or sha256_of(path))
-    manifest = Manifest(kind, files, made_from or {}, versions or {}, parity or {}, details or {})
+    empty = tuple(path.relative_to(folder).as_posix() for path in contents_of(folder).empty_folders)
+    manifest = Manifest(kind, files, made_from or {}, versions or {}, parity or {}, details or {}, empty_folders=empty)
     temporary = folder / PART_NAME
     try:
         temporary.write_text(json.dumps(plain(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -127,29 +128,39 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`; `ArtefactError` when there is none or it is not readable."""
     path = folder / FILE_NAME
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(read_regular(path).decode("utf-8"))
         manifest = structure(Manifest, table)
+    except ConfigError as error:
+        raise ArtefactError(f"`{path}`: {error.message}", error.hint) from error
     except FileNotFoundError:
         raise ArtefactError(f"`{folder}` has no {FILE_NAME}", hint="Make it with `preference-export`.") from None
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"`{path}` cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(f"`{path}` cannot be read: {error}") from error
     if manifest.format != FORMAT:
         raise ArtefactError(f"`{path}` has format {manifest.format}, this version reads {FORMAT}")
     return manifest
 
 
-def verify(folder: Path, *, below: str = "", report: Callable[[str, int], None] | None = None) -> Manifest:
-    """Checks every file of `folder` (or of its sub-folder `below`) against the manifest; returns the manifest.
+def verify(
+    folder: Path, *, kind: str | None = None, below: str = "", report: Callable[[str, int], None] | None = None
+) -> Manifest:
+    """Checks everything in `folder` (or in its sub-folder `below`) against the manifest; returns the manifest.
 
-    Raises `ArtefactError` naming the first file that is missing, changed or unlisted. `report(name, bytes)` is called
-    after each file, for progress bars.
+    Raises `ArtefactError` naming the first file or folder that is missing, changed or unlisted, or when the manifest is
+    of another `kind`. `report(name, bytes)` is called after each file, for progress bars.
     """
     manifest = read_manifest(folder)
+    if kind is not None and manifest.kind != kind:
+        raise ArtefactError(f"`{folder}` is of the kind `{manifest.kind}`, expected `{kind}`")
     listed = {name: record for name, record in manifest.files.items() if _is_below(name, below)}
-    present = {path.relative_to(folder).as_posix(): path for path in files_below(folder / below if below else folder)}
+    root = folder / below if below else folder
+    present = {path.relative_to(folder).as_posix(): path for path in files_below(root)}
     hint = "Export it again; do not serve files that were changed by hand."
     for name in sorted(present.keys() - listed.keys()):
-        raise ArtefactError(f"`{folder / name}` is not in the manifest", hint=hint)
+        raise ArtefactError(
+            f"`{folder / name}` is not in the manifest",
+            hint="Remove it: Python would run it." if "__pycache__" in name.split("/") else hint,
+        )
     for name, record in sorted(listed.items()):
         if name not in present:
             raise ArtefactError(f"`{folder / name}` is missing", hint=hint)
@@ -163,6 +174,12 @@ def verify(folder: Path, *, below: str = "", report: Callable[[str, int], None] 
             )
         if report is not None:
             report(name, size)
+    empty = {path.relative_to(folder).as_posix() for path in contents_of(root).empty_folders}
+    listed_empty = {name for name in manifest.empty_folders if _is_below(name, below)}
+    for name in sorted(empty - listed_empty):
+        raise ArtefactError(f"`{folder / name}` is an empty folder that is not in the manifest", hint="Remove it.")
+    for name in sorted(listed_empty - empty):
+        raise ArtefactError(f"`{folder / name}` is missing", hint=hint)
     return manifest
 
 
@@ -171,12 +188,12 @@ def _is_below(name: str, below: str) -> bool:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Verifies the one folder named in `arguments`; returns the exit code. Everything it says goes to stderr."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python3 -m preference_core.manifest FOLDER\n")
+    """Verifies the folder named in `arguments`, perhaps its kind; returns the exit code. All it says goes to stderr."""
+    if len(arguments) not in (1, 2):
+        sys.stderr.write("usage: python3 -m preference_core.manifest FOLDER [KIND]\n")
         return 2
     try:
-        manifest = verify(Path(arguments[0]))
+        manifest = verify(Path(arguments[0]), kind=arguments[1] if len(arguments) == 2 else None)
     except PreferenceError as error:
         sys.stderr.write(f"{describe(error)}\n")
         return error.exit_code

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from preference_core.battle import Battle, battle_from_turns
 from preference_core.errors import BattleError, PreferenceError, UserError
-from preference_core.manifest import verify
+from preference_core.manifest import REPOSITORY, verify
 from preference_core.tensors import BATTLE_INPUTS, LABELS_PARAMETER, MEMBERS_PARAMETER
 
 #: In the `details` of a repository's manifest: members that were never compared with their original model.
@@ -42,7 +42,7 @@ class ModelContext:
 def model_context(args: Mapping[str, str]) -> ModelContext:
     """Context of a model from the arguments of its `initialize`; verifies the model's files against the manifest."""
     folder = Path(args["model_repository"])
-    manifest = verify(folder.parent, below=folder.name)
+    manifest = verify(folder.parent, kind=REPOSITORY, below=folder.name)
     parameters = json.loads(args["model_config"]).get("parameters", {})
     values = {name: str(value["string_value"]) for name, value in parameters.items()}
     return ModelContext(folder / args["model_version"], values, tuple(manifest.details.get(UNCHECKED, ())))

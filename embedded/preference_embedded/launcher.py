@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from preference_core import manifest
+from preference_core.contents import seal_of
 from preference_core.errors import ServerError
 from preference_embedded import machine, ports, processes, server_log
 from preference_embedded.machine import MIB, Machine
@@ -74,7 +75,7 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: dict[int, str] = {}
         self._log_start = 0
-        self._verified = False
+        self._seal: Mapping[str, tuple[int, ...]] | None = None
 
     @property
     def grpc_url(self) -> str:
@@ -117,16 +118,16 @@ class TritonServer:
         facts = machine.gather(options.python, options.shared_memory)
         instances = sum(model.instances for model in self.models)
         machine.check(facts, instances * options.shared_memory_mib_per_instance * MIB)
-        if options.verify and not self._verified:
+        if options.verify:
             report("Verifying the repository")
-            manifest.verify(options.repository)
-            self._verified = True
+            self._verify()
         self._ports = ports.resolve(options.address, self._ports)
         report("Loading models")
         # Once all models are loaded nothing reads the backends' files again; gone by then, they cannot be left behind.
-        with tempfile.TemporaryDirectory(prefix=self._prefix) as backends:
-            write_backends(Path(backends), facts)
-            self._launch(facts, Path(backends))
+        with tempfile.TemporaryDirectory(prefix=self._prefix) as private:
+            write_backends(Path(private) / "backends", facts)
+            write_environment(Path(private) / "environment", facts)
+            self._launch(facts, Path(private))
             try:
                 self._wait_until_ready()
             except BaseException:
@@ -149,7 +150,7 @@ class TritonServer:
     def restart(self) -> None:
         """Ends what is left of a broken server without waiting for it, and starts it again on the same ports.
 
-        The repository is not verified once more: large ones take minutes.
+        The repository is verified once more only if something in it was touched: large ones take minutes.
         """
         self.stop(timeout_s=0.0)
         self.start()
@@ -165,20 +166,26 @@ class TritonServer:
                 return f"process {pid} of model instance `{instance}` died"
         return None
 
+    def _verify(self) -> None:
+        seal = seal_of(self.options.repository)
+        if seal != self._seal:
+            manifest.verify(self.options.repository, kind=manifest.REPOSITORY)
+            self._seal = seal
+
     def _url(self, service: str) -> str:
         address = self.options.address
         reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
         return f"[{reachable}]:{self._ports[service]}" if ":" in reachable else f"{reachable}:{self._ports[service]}"
 
-    def _launch(self, facts: Machine, backends: Path) -> None:
+    def _launch(self, facts: Machine, private: Path) -> None:
         assert facts.bundle is not None
         assert facts.libpython is not None
         library_path = [str(facts.bundle.libraries), str(facts.libpython.parent), os.environ.get("LD_LIBRARY_PATH", "")]
         tied = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tied.py")), str(os.getpid())]
-        server = [str(facts.bundle.binary), *self._arguments(backends)]
+        server = [str(facts.bundle.binary), *self._arguments(private / "backends")]
         environment = {
             **os.environ,
-            "PATH": os.pathsep.join([str(facts.python.folder), os.environ.get("PATH", os.defpath)]),
+            "PATH": os.pathsep.join([str(private / "environment/bin"), os.environ.get("PATH", os.defpath)]),
             "CUDA_VISIBLE_DEVICES": "",  # The CPU runtime is one everywhere, also beside a GPU.
         }
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -186,6 +193,7 @@ class TritonServer:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 [*tied, ":".join(filter(None, library_path)), *server],
+                cwd=private,  # The models' Python imports from the working directory first.
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -261,6 +269,25 @@ def write_backends(folder: Path, facts: Machine) -> None:
     """
     assert facts.bundle is not None
     ignore = shutil.ignore_patterns("__pycache__")
+    folder.mkdir()
     shutil.copytree(facts.bundle.python_backend, folder / "python", ignore=ignore)
     shutil.copy2(facts.bundle.stub(facts.python.version), folder / "python")
     shutil.copytree(Path(__file__).with_name("backends"), folder, ignore=ignore, dirs_exist_ok=True)
+
+
+def write_environment(folder: Path, facts: Machine) -> None:
+    """Makes `folder` a virtual environment with the packages of the server's, whose Python writes no byte code.
+
+    Byte code beside a model would be run in its place, and no manifest names it. The models' interpreter is isolated:
+    it heeds no variable or option, only what is found in the environment of the first `python3` on PATH.
+    """
+    python = facts.python
+    assert python.home is not None
+    packages = folder / f"lib/python{python.version}/site-packages"
+    packages.mkdir(parents=True)
+    (folder / "bin").mkdir()
+    (folder / "bin/python3").symlink_to(python.folder / "python3")
+    (folder / "pyvenv.cfg").write_text(f"home = {python.home}\ninclude-system-site-packages = false\n")
+    lines = ["import sys; sys.dont_write_bytecode = True"]
+    lines += [f"import site; site.addsitedir({str(path)!r})" for path in python.packages]
+    (packages / "preference.pth").write_text("\n".join(lines) + "\n")

@@ -26,13 +26,18 @@ MULTIARCH_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr
 
 @dataclass(frozen=True)
 class ServerPython:
-    """The environment in which Triton runs Python models: `folder` holds its `python3`, `version` is like `3.11`."""
+    """The environment in which Triton runs Python models: `folder` holds its `python3`, `version` is like `3.11`.
+
+    `home` holds the interpreter that the environment was made with, `packages` are where its packages lie.
+    """
 
     folder: Path
     version: str
     numpy: str | None
     bundle: Path | None
     library_folders: tuple[Path, ...] = ()
+    home: Path | None = None
+    packages: tuple[Path, ...] = ()
 
     @property
     def library(self) -> str:
@@ -123,6 +128,8 @@ def probe(python: Path) -> ServerPython:
         numpy=facts["numpy"],
         bundle=Path(facts["bundle"]) if facts["bundle"] else None,
         library_folders=tuple(map(Path, facts["library_folders"])),
+        home=Path(facts["home"]),
+        packages=tuple(map(Path, facts["packages"])),
     )
 
 

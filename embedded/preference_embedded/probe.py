@@ -6,6 +6,8 @@ Imports the standard library only, and none of the packages it reports on.
 import importlib.metadata
 import importlib.util
 import json
+import os
+import site
 import sys
 import sysconfig
 
@@ -25,6 +27,8 @@ def facts() -> dict[str, object]:
         "version": f"{sys.version_info.major}.{sys.version_info.minor}",
         "numpy": version_of("numpy"),
         "bundle": next(iter(pytriton.submodule_search_locations or ()), None) if pytriton else None,
+        "home": os.path.dirname(os.path.realpath(getattr(sys, "_base_executable", sys.executable))),
+        "packages": site.getsitepackages(),
         "library_folders": [str(sysconfig.get_config_var("LIBDIR")), f"{sys.base_prefix}/lib"],
     }
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from preference_core.contents import read_regular
 from preference_core.errors import ArtefactError
 
 _COMMENT = re.compile(r"#.*")
@@ -30,7 +31,14 @@ def models_of(repository: Path) -> tuple[ServedModel, ...]:
     configs = sorted(repository.glob("*/config.pbtxt"))
     if not configs:
         raise ArtefactError(f"`{repository}` holds no model: no folder in it has a config.pbtxt", hint=hint)
-    return tuple(ServedModel(path.parent.name, _instances(path.read_text(encoding="utf-8"))) for path in configs)
+    return tuple(ServedModel(path.parent.name, _instances(_text_of(path))) for path in configs)
+
+
+def _text_of(config: Path) -> str:
+    try:
+        return read_regular(config).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"`{config}` cannot be read: {error}") from error
 
 
 def _instances(config: str) -> int:

@@ -1,8 +1,11 @@
 import errno
 import json
+import os
+import socket
 
 import pytest
 
+from preference_core.contents import seal_of
 from preference_core.errors import ArtefactError, SystemFailure
 from preference_core.manifest import FILE_NAME, fingerprint, read_manifest, verify, write_manifest
 
@@ -51,6 +54,87 @@ def test_links_are_refused(folder, tmp_path):
     (folder / "engine" / "link.onnx").symlink_to("/etc/hostname")
     with pytest.raises(ArtefactError, match="symbolic link"):
         verify(folder)
+
+
+def test_byte_code_beside_a_program_is_refused_because_python_would_run_it(folder):
+    cache = folder / "engine" / "1" / "__pycache__"
+    cache.mkdir()
+    (cache / "model.cpython-311.pyc").write_bytes(b"anything")
+    for below in ("", "engine"):
+        with pytest.raises(ArtefactError, match=r"model\.cpython-311\.pyc` is not in the manifest") as caught:
+            verify(folder, below=below)
+        assert caught.value.hint == "Remove it: Python would run it."
+
+
+def test_a_whole_model_called_like_a_byte_code_folder_is_refused(folder):
+    (folder / "__pycache__" / "1").mkdir(parents=True)
+    (folder / "__pycache__" / "config.pbtxt").write_text("backend: 'python'", encoding="utf-8")
+    with pytest.raises(ArtefactError, match=r"__pycache__/config\.pbtxt` is not in the manifest"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("where", ["", "engine/1/"])
+def test_pipes_and_sockets_are_refused_without_being_opened(folder, where, monkeypatch):
+    pipe = folder / f"{where}pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ArtefactError, match="pipe` is a named pipe"):
+        verify(folder)
+    pipe.unlink()
+    with socket.socket(socket.AF_UNIX) as listening:
+        monkeypatch.chdir(folder)  # The path of a socket is short.
+        listening.bind(f"{where}socket")
+        with pytest.raises(ArtefactError, match="socket` is a socket"):
+            verify(folder)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/hostname"), lambda path: path.mkdir()])
+def test_a_manifest_that_is_no_regular_file_is_refused_without_being_opened(folder, make):
+    (folder / FILE_NAME).unlink()
+    make(folder / FILE_NAME)
+    with pytest.raises(ArtefactError, match=r"manifest\.json` is a "):
+        verify(folder)
+
+
+@pytest.mark.parametrize("text", ['{"details":' + "[" * 200_000, "[" * 200_000, "[]", "1", '{"files": {}}', "\0"])
+def test_a_manifest_that_makes_no_sense_is_one_error_naming_it(folder, text):
+    (folder / FILE_NAME).write_text(text, encoding="utf-8")
+    with pytest.raises(ArtefactError, match=r"manifest\.json`"):
+        verify(folder)
+
+
+def test_another_kind_than_the_expected_is_refused_naming_both(folder):
+    verify(folder, kind="repository")
+    with pytest.raises(ArtefactError, match="is of the kind `repository`, expected `member`"):
+        verify(folder, kind="member")
+
+
+def test_an_empty_folder_is_part_of_an_artefact_or_refused(folder):
+    (folder / "ensemble" / "1").mkdir(parents=True)
+    with pytest.raises(ArtefactError, match="ensemble/1` is an empty folder that is not in the manifest"):
+        verify(folder)
+    write_manifest(folder, "repository")
+    verify(folder)
+    (folder / "ensemble" / "1").rmdir()
+    with pytest.raises(ArtefactError, match="ensemble` is an empty folder"):
+        verify(folder)
+    (folder / "ensemble").rmdir()
+    with pytest.raises(ArtefactError, match="ensemble/1` is missing"):
+        verify(folder)
+
+
+def test_a_seal_breaks_whatever_is_done_to_a_file_even_if_its_time_is_set_back(folder):
+    path = folder / "engine" / "1" / "model.onnx"
+    before = seal_of(folder)
+    assert seal_of(folder) == before
+    state = path.stat()
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"!")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_mtime_ns == state.st_mtime_ns
+    assert seal_of(folder) != before
+    before = seal_of(folder)
+    (folder / "new").mkdir()
+    assert seal_of(folder) != before
 
 
 def test_a_folder_without_a_readable_manifest_is_refused(tmp_path):
