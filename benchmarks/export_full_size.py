@@ -20,7 +20,7 @@ import typer
 from full_size import tensor_shapes, write_adapter, write_base
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from preference_export.published import BASES
+from preference_export.checkpoint.published import BASES
 
 MODELS = {"gemma-2-9b": "google/gemma-2-9b-it", "llama-3-8b": "meta-llama/Meta-Llama-3-8B-Instruct"}
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -39,6 +39,41 @@ def test_a_distribution_imports_only_itself_and_the_contract(part):
             assert package in allowed or not package.startswith("preference_"), f"{path} imports {name}"
 
 
+#: Rooms in the order that data passes through them: a room imports itself, the rooms before it, and modules beside the
+#: rooms that import no room themselves.
+ROOMS = {
+    "export": ("artefacts", "checkpoint", "graph", "original", "engine", "gate", "repository"),
+    "training": ("statistics", "battles", "fit", "evaluation", "combining", "synthetic", "terminal"),
+}
+
+
+def rooms_imported(part, path):
+    """The rooms that a module of `part` imports from, and the modules beside the rooms."""
+    package = f"preference_{part}"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] == package:
+            below = node.module.split(".")[1:]
+            yield from [below[0]] if below else [alias.name for alias in node.names]
+
+
+@pytest.mark.parametrize("part", ROOMS)
+def test_a_room_imports_only_rooms_that_come_before_it(part):
+    folder = ROOT / part / f"preference_{part}"
+    rooms = ROOMS[part]
+    assert {path.name for path in folder.iterdir() if (path / "__init__.py").is_file()} == set(rooms)
+    assert all(len(list((folder / room).glob("*.py"))) <= 16 for room in rooms)
+    for path in modules_of(part):
+        room = path.relative_to(folder).parts[0]
+        if room not in rooms:
+            continue
+        for name in rooms_imported(part, path):
+            if name in rooms:
+                assert rooms.index(name) <= rooms.index(room), f"{path} imports from the later room `{name}`"
+            elif (folder / f"{name}.py").is_file():
+                leaf = set(rooms_imported(part, folder / f"{name}.py"))
+                assert not leaf & set(rooms), f"{path} imports `{name}`, which imports {sorted(leaf)}"
+
+
 def test_the_server_models_import_only_the_contract():
     paths = sorted((ROOT / "model_repository").rglob("*.py"))
     assert len(paths) >= 2

@@ -102,8 +102,8 @@ def weights_of(text: str) -> dict[str, float]:
         member, _, weight = part.partition("=")
         try:
             weights[member.strip()] = float(weight)
-        except ValueError:
-            raise UserError(f"`{part}` in `--weights` is no weight", hint="Write gemma=0.4,llama=0.6") from None
+        except ValueError as error:
+            raise UserError(f"`{part}` in `--weights` is no weight", hint="Write gemma=0.4,llama=0.6") from error
     return weights
 
 
@@ -181,7 +181,7 @@ def _reported_errors(output: Path) -> Iterator[None]:
         yield
     except PreferenceError as error:
         sys.stderr.write(describe(error) + "\n")
-        raise typer.Exit(error.exit_code) from None
+        raise typer.Exit(error.exit_code) from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -68,7 +68,7 @@ def bytes_tensor(turns: Sequence[str], field: str) -> bytes:
     try:
         encoded = [turn.encode() for turn in turns]
     except UnicodeEncodeError as error:
-        raise BattleError(field, f"holds a lone surrogate at character {error.start}") from None
+        raise BattleError(field, f"holds a lone surrogate at character {error.start}") from error
     return b"".join(part for turn in encoded for part in (struct.pack("<I", len(turn)), turn))
 
 
@@ -86,9 +86,9 @@ def answer_of(found: Mapping[str, bytes], ensemble: Ensemble) -> Answer:
 def _array(found: Mapping[str, bytes], tensor: tensors.Tensor) -> npt.NDArray[Any]:
     try:
         return np.frombuffer(found[tensor.name], _DTYPES[tensor.dtype]).reshape(tensor.dims)
-    except KeyError:
-        raise ScoringError(f"The server's answer has no tensor `{tensor.name}`") from None
-    except ValueError:
+    except KeyError as error:
+        raise ScoringError(f"The server's answer has no tensor `{tensor.name}`") from error
+    except ValueError as error:
         raise ScoringError(
             f"The server's `{tensor.name}` has {len(found[tensor.name])} bytes, expected {tensor.dtype} {tensor.dims}"
-        ) from None
+        ) from error

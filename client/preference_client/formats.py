@@ -55,9 +55,9 @@ def readable(path: str) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException) as error:
-        raise UserError(f"`{path}` is damaged, or not of its format: {error}") from None
+        raise UserError(f"`{path}` is damaged, or not of its format: {error}") from error
     except OSError as error:
-        raise SystemFailure(f"`{path}` cannot be read: {error}") from None
+        raise SystemFailure(f"`{path}` cannot be read: {error}") from error
 
 
 def _delimited(delimiter: str) -> Opener:
@@ -68,7 +68,7 @@ def _delimited(delimiter: str) -> Opener:
         try:
             header = tuple(next(reader, ()))
         except csv.Error as error:
-            raise UserError(f"The header cannot be read: {error}") from None
+            raise UserError(f"The header cannot be read: {error}") from error
         return Table(header, lambda wanted: _delimited_records(reader, header))
 
     return table
@@ -86,7 +86,7 @@ def _delimited_records(reader: Any, header: Sequence[str]) -> Iterator[Record]:
                 raise UserError(
                     f"From line {line} on, a field has more than {MAX_TEXT_CHARACTERS} characters",
                     hint="Is there a quote that never closes?",
-                ) from None
+                ) from error
             yield Record({}, UserError(f"Lines {line} to {reader.line_num} are not valid: {error}"))
             continue
         if len(values) == len(header):

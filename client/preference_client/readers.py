@@ -42,10 +42,10 @@ def _open(path: str) -> tuple[io.BufferedReader, int]:
     """A binary file and its size in bytes, 0 where that is not known."""
     try:
         raw = io.FileIO(0, closefd=False) if path == STANDARD_INPUT else io.FileIO(path)
-    except FileNotFoundError:
-        raise UserError(f"There is no file `{path}`") from None
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file `{path}`") from error
     except OSError as error:
-        raise UserError(f"`{path}` cannot be read: {error.strerror}") from None
+        raise UserError(f"`{path}` cannot be read: {error.strerror}") from error
     return cast(io.BufferedReader, io.BufferedReader(raw)), os.fstat(raw.fileno()).st_size
 
 

@@ -109,9 +109,9 @@ class Call:
         try:
             response = self._future.result()
         except grpc.RpcError as error:
-            raise _error_of(error) from None
-        except grpc.FutureCancelledError:
-            raise UnavailableError("The request was cancelled") from None
+            raise _error_of(error) from error
+        except grpc.FutureCancelledError as error:
+            raise UnavailableError("The request was cancelled") from error
         names = (output.name for output in response.outputs)
         return answer_of(dict(zip(names, response.raw_output_contents, strict=False)), self._ensemble)
 
@@ -243,7 +243,7 @@ def _bytes_of(path: Path | None) -> bytes | None:
     try:
         return None if path is None else path.read_bytes()
     except OSError as error:
-        raise UserError(f"`{path}` cannot be read: {error.strerror}") from None
+        raise UserError(f"`{path}` cannot be read: {error.strerror}") from error
 
 
 def _describe(stub: Any, url: str, model: str) -> Ensemble:
@@ -251,7 +251,7 @@ def _describe(stub: Any, url: str, model: str) -> Ensemble:
     try:
         parameters = stub.ModelConfig(request, timeout=DESCRIBE_TIMEOUT_S).config.parameters
     except grpc.RpcError as error:
-        raise _no_ensemble(error, url, model) from None
+        raise _no_ensemble(error, url, model) from error
     names = {}
     for key in (tensors.LABELS_PARAMETER, tensors.MEMBERS_PARAMETER):
         if key not in parameters or not parameters[key].string_value:

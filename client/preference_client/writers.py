@@ -87,7 +87,7 @@ def replacement(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise SystemFailure(
             f"`{path}` cannot be written: {error}", hint="What was there before is unchanged."
-        ) from None
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

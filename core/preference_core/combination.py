@@ -63,7 +63,7 @@ class Combination:
         try:
             swapped_label_order(self.labels)
         except ValueError as error:
-            raise CombinationError(str(error)) from None
+            raise CombinationError(str(error)) from error
         normalised_weights(self.weights, len(self.members))
         temperatures = self.temperatures or (1.0,) * len(self.members)
         if len(temperatures) != len(self.members) or not all(np.isfinite(t) and t > 0 for t in temperatures):

@@ -68,7 +68,7 @@ def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ArtefactError(f"`{folder}` cannot be read: {error.strerror}") from None
+        raise ArtefactError(f"`{folder}` cannot be read: {error.strerror}") from error
 
 
 def _state(path: Path) -> tuple[int, ...]:

@@ -100,12 +100,12 @@ def read_buckets(folder: Path, labels: Sequence[str] | None = None) -> LengthBuc
     path = folder / LENGTHS_FILE
     try:
         buckets = structure(LengthBuckets, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         raise ArtefactError(
             f"`{folder}` has no {LENGTHS_FILE}", hint="Fit it with `preference-train baseline CONFIG`."
-        ) from None
+        ) from error
     except (OSError, ValueError, ConfigError) as error:
-        raise ArtefactError(f"`{path}` cannot be read: {error}") from None
+        raise ArtefactError(f"`{path}` cannot be read: {error}") from error
     if labels is not None and buckets.labels != tuple(labels):
         raise ArtefactError(
             f"`{folder}` was fitted for the labels {', '.join(buckets.labels)}, not {', '.join(labels)}",

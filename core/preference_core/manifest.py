@@ -99,7 +99,7 @@ def write_manifest(
         temporary.write_text(json.dumps(plain(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(temporary, folder / FILE_NAME)
     except OSError as error:
-        raise SystemFailure(f"`{folder / FILE_NAME}` cannot be written: {error}") from None
+        raise SystemFailure(f"`{folder / FILE_NAME}` cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return manifest
@@ -132,8 +132,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = structure(Manifest, table)
     except ConfigError as error:
         raise ArtefactError(f"`{path}`: {error.message}", error.hint) from error
-    except FileNotFoundError:
-        raise ArtefactError(f"`{folder}` has no {FILE_NAME}", hint="Make it with `preference-export`.") from None
+    except FileNotFoundError as error:
+        raise ArtefactError(f"`{folder}` has no {FILE_NAME}", hint="Make it with `preference-export`.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"`{path}` cannot be read: {error}") from error
     if manifest.format != FORMAT:

@@ -288,7 +288,7 @@ class Config:
         try:
             combination_of(self)
         except CombinationError as error:
-            raise ConfigError(f"`combine`: {error.message}", error.hint) from None
+            raise ConfigError(f"`combine`: {error.message}", error.hint) from error
 
     @property
     def build_folder(self) -> Path:
@@ -338,7 +338,7 @@ def load_config(path: str | Path, *, include_may_be_missing: bool = False) -> Co
     try:
         return structure(Config, table)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}", error.hint) from None
+        raise ConfigError(f"{path}: {error.message}", error.hint) from error
 
 
 def included_file(path: str | Path) -> Path | None:
@@ -372,10 +372,10 @@ def _included(path: Path, may_be_missing: bool) -> dict[str, Any]:
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no file `{path}`") from None
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no file `{path}`") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"`{path}` cannot be read: {error}") from None
+        raise ConfigError(f"`{path}` cannot be read: {error}") from error
 
 
 def _at_least(key: str, value: float, least: float) -> None:

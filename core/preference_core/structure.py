@@ -37,7 +37,7 @@ def structure(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
     try:
         return kind(**values)
     except UserError as error:
-        raise ConfigError(f"{_at(where)}: {error.message}" if where else error.message, error.hint) from None
+        raise ConfigError(f"{_at(where)}: {error.message}" if where else error.message, error.hint) from error
 
 
 def plain(value: Any) -> Any:

@@ -76,5 +76,5 @@ def template_named(name: str) -> Template:
     """The template called `name`, or a `ConfigError` that names the nearest one."""
     try:
         return TEMPLATES[name]
-    except KeyError:
-        raise ConfigError(f"Unknown template `{name}`", hint=nearest(name, TEMPLATES)) from None
+    except KeyError as error:
+        raise ConfigError(f"Unknown template `{name}`", hint=nearest(name, TEMPLATES)) from error

@@ -261,7 +261,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain exceptions
         hint = pull_hint(path) or "Fetch or save it again."
-        raise ArtefactError(f"`{path}` cannot be read: {error}", hint) from None
+        raise ArtefactError(f"`{path}` cannot be read: {error}", hint) from error
 
 
 def settings_of_checkpoint(checkpoint: Path, member: Member) -> TokenisationSettings:
@@ -270,7 +270,7 @@ def settings_of_checkpoint(checkpoint: Path, member: Member) -> TokenisationSett
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtefactError(f"`{path}` cannot be read: {error}", pull_hint(path)) from None
+        raise ArtefactError(f"`{path}` cannot be read: {error}", pull_hint(path)) from error
     if not isinstance(table, Mapping):
         raise ArtefactError(f"`{path}` holds {type(table).__name__}, expected an object")
     return TokenisationSettings(

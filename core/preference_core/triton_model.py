@@ -95,5 +95,5 @@ def _turns(name: str, request: Any, pb_utils: Any) -> list[str]:
         try:
             turns.append(data.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise BattleError(name, f"is not UTF-8: byte 0x{data[error.start]:02x} at {error.start}") from None
+            raise BattleError(name, f"is not UTF-8: byte 0x{data[error.start]:02x} at {error.start}") from error
     return turns

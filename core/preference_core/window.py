@@ -125,7 +125,7 @@ class Window:
         except BaseException as error:
             if type(error).__name__ != "PanicException":
                 raise
-            raise BattleError("text", f"of {len(text)} characters is too much for the tokenizer: {error}") from None
+            raise BattleError("text", f"of {len(text)} characters is too much for the tokenizer: {error}") from error
 
 
 def shared(lengths: Sequence[int], shares: Sequence[int], available: int) -> list[int]:

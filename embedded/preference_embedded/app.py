@@ -164,9 +164,9 @@ def _reported_errors() -> Iterator[Sequence[int]]:
         yield arrived
     except PreferenceError as error:
         sys.stderr.write(describe(error) + "\n")
-        raise typer.Exit(error.exit_code) from None
-    except _Stopped:
-        raise typer.Exit(0) from None
+        raise typer.Exit(error.exit_code) from error
+    except _Stopped as error:
+        raise typer.Exit(0) from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -45,11 +45,11 @@ class Engine:
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own.
             reason = " ".join(str(error).split())
-            raise ArtefactError(f"`{path}` is not a model that ONNX Runtime can load: {reason}") from None
+            raise ArtefactError(f"`{path}` is not a model that ONNX Runtime can load: {reason}") from error
         try:
             config.check_model(session.get_inputs(), session.get_outputs())
         except ConfigError as error:
-            raise ConfigError(f"config.pbtxt does not fit `{path}`: {error.message}") from None
+            raise ConfigError(f"config.pbtxt does not fit `{path}`: {error.message}") from error
         return cls(config, session)
 
     def run(self, requests: Sequence[Tensors]) -> list[Tensors | Exception]:

@@ -120,7 +120,7 @@ def probe(python: Path) -> ServerPython:
         raise ServerError(
             f"The server's Python `{python}` does not run: {error}",
             hint="Name the interpreter of the server's environment with `--python`.",
-        ) from None
+        ) from error
     facts = json.loads(answer)
     return ServerPython(
         folder=python.absolute().parent,

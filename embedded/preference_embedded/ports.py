@@ -42,7 +42,7 @@ def _bind(stack: ExitStack, address: str, port: int, service: str) -> int:
     try:
         holder.bind((address, port))
     except OSError as error:
-        raise _unusable(address, port, service, error) from None
+        raise _unusable(address, port, service, error) from error
     return int(holder.getsockname()[1])
 
 

@@ -13,15 +13,15 @@ from huggingface_hub import try_to_load_from_cache
 from preference_core import tensors
 from preference_core.lengths import LENGTHS_FILE, read_buckets
 from preference_core.settings import Config, Member, is_hub_id
-from preference_export.architecture import architecture_of, hugging_face_config
-from preference_export.checkpoint import ADAPTER_WEIGHTS, CheckpointError
-from preference_export.engine import Profile, profiles_of
-from preference_export.graph_precision import written_specs
-from preference_export.onnx_export import classifier_without_data, linear_modules, parameter_specs
-from preference_export.packed import Gemm
-from preference_export.precision import recipe_of
-from preference_export.published import BASES
-from preference_export.quantise import quantised_gemms
+from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
+from preference_export.checkpoint.files import ADAPTER_WEIGHTS, CheckpointError
+from preference_export.checkpoint.published import BASES
+from preference_export.engine.build import Profile, profiles_of
+from preference_export.graph.casts import written_specs
+from preference_export.graph.packed import Gemm
+from preference_export.graph.precision import recipe_of
+from preference_export.graph.quantise import quantised_gemms
+from preference_export.graph.write import classifier_without_data, linear_modules, parameter_specs
 
 #: Resident memory of an export before any weight is read: libraries, and the graph of a model of some forty layers.
 IDLE_BYTES = 1024**3

@@ -14,12 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from preference_core.progress import BytesDone, StepDone
 from preference_core.settings import Config
-
-#: Told the bytes that were written.
-Report = Callable[[int], None]
-#: Told the phase an engine's build is in, its steps, and how many are done.
-Phase = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -45,7 +41,7 @@ class Run:
 
 
 @contextmanager
-def byte_progress(label: str) -> Iterator[tuple[Callable[[int], None], Report]]:
+def byte_progress(label: str) -> Iterator[tuple[Callable[[int], None], BytesDone]]:
     """A bar on stderr that shows bytes; gives the functions that set its length and move it."""
     columns = (
         TextColumn("{task.description}"),
@@ -64,13 +60,13 @@ def byte_progress(label: str) -> Iterator[tuple[Callable[[int], None], Report]]:
 
 
 @contextmanager
-def phase_progress(label: str) -> Iterator[Phase]:
+def phase_progress(label: str) -> Iterator[StepDone]:
     """A bar on stderr that shows the phase TensorRT is in."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=None)
-        yield lambda phase, steps, done: progress.update(
+        yield lambda phase, done, steps: progress.update(
             task, description=f"{label}: {phase}", total=steps, completed=done
         )
 

@@ -9,18 +9,20 @@ from pathlib import Path
 from preference_core.errors import escape_control_characters
 from preference_core.manifest import read_manifest
 from preference_core.settings import Member
-from preference_export import member as members
-from preference_export import repository as repositories
-from preference_export.allocation import freed_memory_kept
-from preference_export.calibration import calibrate_member, calibration_folder
-from preference_export.check import CannotCheckError, check_member
-from preference_export.engines import build_member_engine, engine_folder
-from preference_export.folders import replaced
-from preference_export.hf_checkpoint import write_checkpoint
+from preference_export.artefacts.folders import replaced
+from preference_export.checkpoint.allocation import freed_memory_kept
+from preference_export.checkpoint.source import Source, source_of
+from preference_export.checkpoint.write import write_checkpoint
+from preference_export.engine.artefact import build_member_engine, engine_folder
+from preference_export.gate.check import CannotCheckError, check_member
+from preference_export.graph import member as members
+from preference_export.graph.precision import check_supported, recipe_of
+from preference_export.graph.ranges import calibration_folder
+from preference_export.original.calibration import calibrate_member
+from preference_export.original.member import original_of
 from preference_export.plan import MemberPlan, plan_of
-from preference_export.precision import check_supported, recipe_of
+from preference_export.repository import assemble as repositories
 from preference_export.run import Run, byte_progress, phase_progress
-from preference_export.source import Source, source_of
 
 
 def merge_members(run: Run) -> None:
@@ -121,7 +123,7 @@ def _onnx(run: Run, member: Member, source: Source) -> None:
 
 def _calibrate(run: Run, member: Member, source: Source) -> None:
     if recipe_of(member).calibrated:
-        changed = calibrate_member(run.config, member, source, lambda: members.original_of(run.config, member, source))
+        changed = calibrate_member(run.config, member, source, lambda: original_of(run.config, member, source))
         run.add("calibrate", member.name, changed=changed, folder=calibration_folder(run.config, member))
 
 

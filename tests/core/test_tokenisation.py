@@ -20,7 +20,7 @@ from preference_core.tokenisation import (
     write_tokenisation,
 )
 from preference_core.window import Window, shared
-from preference_training.tiny_tokenizer import train_tokenizer
+from preference_training.synthetic.tiny_tokenizer import train_tokenizer
 
 EDGE_ROWS = [
     json.loads(line)

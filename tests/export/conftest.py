@@ -24,20 +24,20 @@ from transformers import (
 from typer.testing import CliRunner
 
 from preference_core.settings import load_config
-from preference_export.adapter import read_adapter
 from preference_export.app import app
-from preference_export.architecture import architecture_of, hugging_face_config
-from preference_export.merge import MergedWeights
-from preference_export.onnx_export import (
+from preference_export.checkpoint.adapter import read_adapter
+from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
+from preference_export.checkpoint.merge import MergedWeights
+from preference_export.checkpoint.rounding import open_base
+from preference_export.graph.precision import Recipe
+from preference_export.graph.write import (
     checkpoint_shapes,
     classifier_without_data,
     export_onnx,
     graph_of,
     linear_modules,
 )
-from preference_export.precision import Recipe
-from preference_export.reference import Reference, quiet_loading
-from preference_export.rounding import open_base
+from preference_export.original.whole import Reference, quiet_loading
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 300

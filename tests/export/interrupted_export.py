@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from preference_core.settings import load_config
-from preference_export import onnx_export
 from preference_export.app import app
-from preference_export.member import open_member
-from preference_export.source import source_of
+from preference_export.checkpoint.source import source_of
+from preference_export.graph import write as onnx_export
+from preference_export.graph.member import open_member
 
 CONFIG = "ensemble.toml"
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from preference_core.manifest import read_manifest, verify
 from preference_export.app import app, main
-from preference_export.reference import quiet_loading
+from preference_export.original.whole import quiet_loading
 
 
 def test_results_go_to_stdout_one_line_each(project):

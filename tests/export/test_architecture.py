@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from preference_export.architecture import ArchitectureError, architecture_of, hugging_face_config
-from preference_export.packed import INVERSE_FREQUENCIES, PackedClassifier
+from preference_export.checkpoint.architecture import ArchitectureError, architecture_of, hugging_face_config
+from preference_export.graph.packed import INVERSE_FREQUENCIES, PackedClassifier
 
 LLAMA_3_1_ROPE = {
     "factor": 8.0,

@@ -9,8 +9,8 @@ import pytest
 
 from preference_core.errors import ConfigError, PreferenceError, SystemFailure
 from preference_core.manifest import read_manifest
-from preference_export.architecture import ArchitectureError, architecture_of, hugging_face_config
-from preference_export.sample import read_sample
+from preference_export.checkpoint.architecture import ArchitectureError, architecture_of, hugging_face_config
+from preference_export.original.sample import read_sample
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n"
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")

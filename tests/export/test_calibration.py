@@ -8,8 +8,8 @@ import torch
 
 from preference_core.errors import ArtefactError
 from preference_core.manifest import verify
-from preference_export.calibration import measured_ranges
-from preference_export.reference import Reference
+from preference_export.original.calibration import measured_ranges
+from preference_export.original.whole import Reference
 
 
 def test_modelopt_measures_the_largest_magnitude_of_every_feature(tracer, make, sequences):
@@ -39,9 +39,9 @@ def test_a_calibration_counts_where_modelopt_is_not_installed_and_not_with_anoth
         raise PackageNotFoundError(package)
 
     with monkeypatch.context() as patch:
-        patch.setattr("preference_export.calibration.version", absent)
+        patch.setattr("preference_export.original.calibration.version", absent)
         assert project.run("calibrate")["results"][0]["changed"] is False
-    monkeypatch.setattr("preference_export.calibration.version", lambda package: "another")
+    monkeypatch.setattr("preference_export.original.calibration.version", lambda package: "another")
     assert project.run("calibrate")["results"][0]["changed"] is True
 
 

@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from preference_core.errors import SystemFailure
-from preference_export import checkpoint
-from preference_export.checkpoint import locate
+from preference_export.checkpoint import files as checkpoint
+from preference_export.checkpoint.files import locate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

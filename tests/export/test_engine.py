@@ -8,12 +8,12 @@ from onnx import TensorProto, helper
 from preference_core.errors import ArtefactError, ParityError
 from preference_core.manifest import read_manifest, verify
 from preference_core.settings import Build
-from preference_export.engine import build_engine, check_operators, profiles_of
-from preference_export.onnx_export import MODEL_FILE
-from preference_export.operators import refusals
-from preference_export.precision import Recipe
-from preference_export.triton_config import message_of
-from preference_export.versions import versions
+from preference_export.artefacts.names import MODEL_FILE
+from preference_export.artefacts.versions import versions
+from preference_export.engine.build import build_engine, check_operators, profiles_of
+from preference_export.engine.operators import refusals
+from preference_export.graph.precision import Recipe
+from preference_export.repository.triton_config import message_of
 
 QUICK = "\nbuild = { workspace_mebibytes = 256, optimisation_level = 0 }"
 

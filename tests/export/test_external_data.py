@@ -5,7 +5,7 @@ import pytest
 
 from preference_core.errors import ArtefactError
 from preference_core.manifest import read_manifest, write_manifest
-from preference_export.external_data import check_external_data
+from preference_export.graph.external_data import check_external_data
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from preference_core.errors import SystemFailure
-from preference_export.folders import end_exchange, exchange, remove_remains, replaced
+from preference_export.artefacts.folders import end_exchange, exchange, remove_remains, replaced
 
 
 def names(folder):
@@ -63,7 +63,7 @@ def test_a_killed_exchange_is_put_right_by_the_next_one(tmp_path, monkeypatch, k
         os.replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("preference_export.folders.os.rename", rename)
+        patch.setattr("preference_export.artefacts.folders.os.rename", rename)
         with pytest.raises(KeyboardInterrupt):
             exchange(one, other)
     end_exchange(one, other)
@@ -92,8 +92,8 @@ def test_the_old_folder_does_not_stay_for_ever_after_a_kill(tmp_path, monkeypatc
     with replaced(target) as folder:
         (folder / "first").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("preference_export.folders.os.rename", rename)
-        patch.setattr("preference_export.folders._remove", removal)
+        patch.setattr("preference_export.artefacts.folders.os.rename", rename)
+        patch.setattr("preference_export.artefacts.folders._remove", removal)
         with pytest.raises(KeyboardInterrupt), replaced(target) as folder:
             (folder / "second").touch()
     assert ".target.old" in names(tmp_path)
@@ -115,7 +115,7 @@ def test_a_rename_that_fails_leaves_the_old_folder_in_place(tmp_path, monkeypatc
             raise OSError(errno.EACCES, "Permission denied")
         os.replace(source, place)
 
-    monkeypatch.setattr("preference_export.folders.os.rename", rename)
+    monkeypatch.setattr("preference_export.artefacts.folders.os.rename", rename)
     with pytest.raises(SystemFailure, match="could not be written"), replaced(target) as folder:
         (folder / "new").touch()
     assert names(target) == ["old"]

@@ -7,12 +7,13 @@ from safetensors.torch import load_file, save_file
 
 from preference_core.errors import SystemFailure
 from preference_core.manifest import read_manifest
-from preference_export import check, memory
-from preference_export import member as members
-from preference_export.checkpoint import TensorFiles
-from preference_export.layered import LayeredReference
-from preference_export.parity import OnnxClassifier
-from preference_export.reference import Reference
+from preference_export.checkpoint.files import TensorFiles
+from preference_export.gate import check
+from preference_export.gate.onnx_classifier import OnnxClassifier
+from preference_export.original import member as originals
+from preference_export.original import memory
+from preference_export.original.layered import LayeredReference
+from preference_export.original.whole import Reference
 
 SEQUENCES = [np.random.default_rng(0).integers(3, 300, length).astype(np.int32) for length in (20, 1, 70)]
 
@@ -92,7 +93,7 @@ def test_the_gate_compares_with_little_memory_what_it_compares_with_much(project
         return lambda *arguments: opened.append((kind, arguments[-1])) or kind(*arguments)
 
     monkeypatch.setattr(memory, "free_memory", lambda: 0)
-    monkeypatch.setattr(members, "LayeredReference", noted(LayeredReference))
+    monkeypatch.setattr(originals, "LayeredReference", noted(LayeredReference))
     monkeypatch.setattr(check, "OnnxClassifier", noted(OnnxClassifier))
     project.run("check")
     (reference, _), (artefact, frugal) = opened

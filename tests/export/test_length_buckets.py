@@ -10,8 +10,10 @@ from preference_core.errors import ArtefactError, ParityError
 from preference_core.lengths import LengthBuckets, write_buckets
 from preference_core.manifest import files_below, read_manifest, verify
 from preference_core.settings import LABELS_THREE_WAY, load_config
-from preference_export.length_buckets import LengthReference, write_onnx
-from preference_export.parity import OnnxClassifier, measure
+from preference_export.gate.onnx_classifier import OnnxClassifier
+from preference_export.gate.parity import measure
+from preference_export.graph.length_buckets import write_onnx
+from preference_export.original.lengths import LengthReference
 from preference_export.plan import plan_of
 
 BUCKETS = LengthBuckets(
@@ -85,7 +87,7 @@ def test_refitted_buckets_are_exported_anew(mixed):
 
 def test_an_engine_of_other_buckets_does_not_pass(mixed, monkeypatch):
     other = LengthBuckets(LABELS_THREE_WAY, "characters", BUCKETS.edges, BUCKETS.probabilities[::-1])
-    monkeypatch.setattr("preference_export.member.write_onnx", lambda folder, buckets: write_onnx(folder, other))
+    monkeypatch.setattr("preference_export.graph.member.write_onnx", lambda folder, buckets: write_onnx(folder, other))
     with pytest.raises(ParityError, match="`length` does not reproduce the original"):
         mixed.run("all")
 
@@ -112,7 +114,7 @@ def test_a_plan_says_whether_the_buckets_are_fitted(mixed):
 def test_tensorrt_parses_and_builds_the_table(tmp_path):
     pytest.importorskip("tensorrt")
     from preference_core.settings import Build
-    from preference_export.engine import build_engine, profiles_of
+    from preference_export.engine.build import build_engine, profiles_of
 
     write_onnx(tmp_path, BUCKETS)
     plan = tmp_path / "model.plan"

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from preference_export import checkpoint
-from preference_export.checkpoint import CheckpointError
-from preference_export.hf_checkpoint import write_checkpoint
-from preference_export.merge import HeadError
-from preference_export.reference import quiet_loading
+from preference_export.checkpoint import files as checkpoint
+from preference_export.checkpoint.files import CheckpointError
+from preference_export.checkpoint.merge import HeadError
+from preference_export.checkpoint.write import write_checkpoint
+from preference_export.original.whole import quiet_loading
 
 VARIANTS = {
     "lora": {},

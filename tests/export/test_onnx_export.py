@@ -7,9 +7,11 @@ import onnx
 import pytest
 
 from preference_core import tensors
-from preference_export.onnx_export import ALIGNMENT, DATA_FILE, MODEL_FILE
-from preference_export.parity import OnnxClassifier, measure
-from preference_export.reference import Reference
+from preference_export.artefacts.names import DATA_FILE, MODEL_FILE
+from preference_export.gate.onnx_classifier import OnnxClassifier
+from preference_export.gate.parity import measure
+from preference_export.graph.write import ALIGNMENT
+from preference_export.original.whole import Reference
 
 LIMIT = 1e-4
 

@@ -16,11 +16,12 @@ from preference_core.encoders import encoder_from_folder
 from preference_core.errors import ArtefactError, ConfigError, ParityError, SystemFailure
 from preference_core.manifest import read_manifest, write_manifest
 from preference_core.settings import ParityLimits
-from preference_export.onnx_export import DATA_FILE
-from preference_export.parity import CUDA_PROVIDER, OnnxClassifier, compare, exceeded, limits_of, measure
-from preference_export.reference import Reference, quiet_loading
-from preference_export.sample import read_sample
-from preference_export.scan import scan
+from preference_export.artefacts.names import DATA_FILE
+from preference_export.gate.onnx_classifier import CUDA_PROVIDER, OnnxClassifier
+from preference_export.gate.parity import compare, exceeded, limits_of, measure
+from preference_export.gate.scan import scan
+from preference_export.original.sample import read_sample
+from preference_export.original.whole import Reference, quiet_loading
 
 REFERENCE = np.array([[2.0, 0.0, -1.0], [0.0, 0.1, 0.0]], dtype=np.float32)
 
@@ -151,7 +152,7 @@ def test_an_artefact_that_fails_for_exchanged_responses_only_does_not_pass(proje
     encoder = encoder_from_folder(project.folder / "build" / "tiny" / "members" / "gemma")
     sample = read_sample(project.folder / "battles.csv", project.config.labels)
     known.update(tokens.ids.tobytes() for tokens in encoder.encode_batch(sample.battles))
-    monkeypatch.setattr("preference_export.check.OnnxClassifier", FailsForTheUnknown)
+    monkeypatch.setattr("preference_export.gate.check.OnnxClassifier", FailsForTheUnknown)
     with pytest.raises(ParityError, match="max_logit_difference is inf"):
         project.run("check")
 

@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 from preference_core.errors import UserError
 from preference_core.settings import load_config
 from preference_export.app import app
-from preference_export.architecture import architecture_of
-from preference_export.engine import profiles_of
-from preference_export.onnx_export import classifier_without_data, parameter_specs
+from preference_export.checkpoint.architecture import architecture_of
+from preference_export.checkpoint.published import BASES
+from preference_export.engine.build import profiles_of
+from preference_export.graph.write import classifier_without_data, parameter_specs
 from preference_export.plan import plan_of
-from preference_export.published import BASES
-from preference_training.generate import generation_of
-from preference_training.recipe import recipe_of
+from preference_training.fit.recipe import recipe_of
+from preference_training.synthetic.generate import generation_of
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 OWN = """

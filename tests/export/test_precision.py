@@ -6,11 +6,12 @@ import torch
 
 from preference_core.errors import ConfigError, UserError
 from preference_core.settings import Build, Config, Member, ParityLimits, Quantisation
-from preference_export.engine import build_engine, profiles_of
-from preference_export.onnx_export import MODEL_FILE
-from preference_export.parity import OnnxClassifier, exceeded, limits_of, measure
-from preference_export.precision import Recipe, check_supported, recipe_of
-from preference_export.quantise import QuantisedWeights, grouped, quantised_gemms
+from preference_export.artefacts.names import MODEL_FILE
+from preference_export.engine.build import build_engine, profiles_of
+from preference_export.gate.onnx_classifier import OnnxClassifier
+from preference_export.gate.parity import exceeded, limits_of, measure
+from preference_export.graph.precision import Recipe, check_supported, recipe_of
+from preference_export.graph.quantise import QuantisedWeights, grouped, quantised_gemms
 
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 RECIPES = {

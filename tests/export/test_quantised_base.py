@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from preference_core.errors import UserError
-from preference_export.architecture import architecture_of, hugging_face_config
-from preference_export.checkpoint import CheckpointError
-from preference_export.hf_checkpoint import write_checkpoint
-from preference_export.onnx_export import classifier_without_data, linear_modules
-from preference_export.quantised_base import QuantisedFiles, dequantised_8bit
-from preference_export.reference import Reference
-from preference_export.rounding import ROUNDINGS, RoundedFiles, open_base
+from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
+from preference_export.checkpoint.files import CheckpointError
+from preference_export.checkpoint.quantised_base import QuantisedFiles, dequantised_8bit
+from preference_export.checkpoint.rounding import ROUNDINGS, RoundedFiles, open_base
+from preference_export.checkpoint.write import write_checkpoint
+from preference_export.graph.write import classifier_without_data, linear_modules
+from preference_export.original.whole import Reference
 
 LAYER = "model.layers.0.self_attn.q_proj.weight"
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from preference_core.errors import ArtefactError, UserError
 from preference_core.settings import Member
-from preference_export.adapter import AdapterError, check_named_base, read_adapter
-from preference_export.architecture import ArchitectureError, architecture_of, hugging_face_config
-from preference_export.checkpoint import CheckpointError, TensorFiles, locate
-from preference_export.merge import HeadError
-from preference_export.onnx_export import classifier_without_data, linear_modules
+from preference_export.checkpoint.adapter import AdapterError, check_named_base, read_adapter
+from preference_export.checkpoint.architecture import ArchitectureError, architecture_of, hugging_face_config
+from preference_export.checkpoint.files import CheckpointError, TensorFiles, locate
+from preference_export.checkpoint.merge import HeadError
+from preference_export.graph.write import classifier_without_data, linear_modules
 
 
 @pytest.fixture(scope="module")

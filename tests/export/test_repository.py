@@ -15,8 +15,8 @@ from preference_core.manifest import files_below, read_manifest, sha256_of, veri
 from preference_core.settings import combination_of
 from preference_core.structure import structure
 from preference_core.tokenisation import BattleTokenizer
-from preference_export.repository import assemble, previous_of
-from preference_export.triton_config import message_of, model_configs
+from preference_export.repository.assemble import assemble, previous_of
+from preference_export.repository.triton_config import message_of, model_configs
 
 PROGRAMS = "model_repository"
 

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from preference_core.errors import ParityError
 from preference_core.manifest import read_manifest
 from preference_core.settings import ParityLimits
-from preference_export.onnx_export import MODEL_FILE
-from preference_export.packed import PackedClassifier
-from preference_export.parity import compare, exceeded, feeds_of, limits_of
-from preference_export.precision import Recipe
-from preference_export.scan import scan, scanned
+from preference_export.artefacts.names import MODEL_FILE
+from preference_export.gate.onnx_classifier import feeds_of
+from preference_export.gate.parity import compare, exceeded, limits_of
+from preference_export.gate.scan import scan, scanned
+from preference_export.graph.packed import PackedClassifier
+from preference_export.graph.precision import Recipe
 
 UP = "model.layers.0.mlp.up_proj"
 OVERFLOWING = "model.layers.0.mlp.down_proj"
@@ -127,7 +128,7 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from preference_export.scan import scan
+from preference_export.gate.scan import scan
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 path, sequences = Path(sys.argv[1]), [np.full(800, 5, np.int32)] * 4
 scan(path, [ids[:8] for ids in sequences], 1)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from preference_core.settings import load_config
-from preference_export.repository import write_sources
+from preference_export.repository.assemble import write_sources
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "lmsys.toml"

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 
 from preference_core.errors import ArtefactError
-from preference_export.source import source_of
-from preference_export.tokenizer_check import check_tokenizers
+from preference_export.checkpoint.source import source_of
+from preference_export.checkpoint.tokenizer_check import check_tokenizers
 
 
 @pytest.fixture

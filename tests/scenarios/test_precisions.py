@@ -11,7 +11,7 @@ import pytest
 from preference_core.combination import softmax
 from preference_core.encoders import encoder_from_folder
 from preference_core.metrics import log_loss, target_of_row
-from preference_export.parity import OnnxClassifier
+from preference_export.gate.onnx_classifier import OnnxClassifier
 
 HEAD = """
 name = "precisions"

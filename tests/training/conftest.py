@@ -8,7 +8,7 @@ import pytest
 
 from preference_core.settings import load_config
 from preference_training.app import main
-from preference_training.generate import base_stage, battles_stage, generation_of, make_base, make_battles
+from preference_training.synthetic.generate import base_stage, battles_stage, generation_of, make_base, make_battles
 
 CONFIG = """
 name = "small"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from preference_core.settings import LABELS_THREE_WAY
-from preference_training.rows import read_labelled
+from preference_training.battles.rows import read_labelled
 
 TEST_FILE = Path("build/small/data/test.csv")
 

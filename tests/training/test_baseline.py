@@ -12,15 +12,15 @@ from preference_core.battle import Battle
 from preference_core.errors import ArtefactError, ConfigError
 from preference_core.settings import LABELS_THREE_WAY, load_config
 from preference_training.app import app
-from preference_training.baseline import (
+from preference_training.battles.baseline import (
     BaselineSettings,
     cross_validated,
     differences_of,
     fit_buckets,
     read_baseline,
 )
-from preference_training.predictions import read_predictions
-from preference_training.rows import read_labelled
+from preference_training.battles.rows import read_labelled
+from preference_training.evaluation.predictions import read_predictions
 
 CONFIG = """
 name = "small"

@@ -11,9 +11,10 @@ from preference_core.battle import battle_from_row
 from preference_core.metrics import class_prior_log_loss
 from preference_core.settings import LABELS_THREE_WAY
 from preference_core.tensors import FIELDS
-from preference_training.battles import EDGE_CASE_EVERY, EDGE_CASES, MOST_TURNS, generate, lowest_log_loss
-from preference_training.formats import read_rows
-from preference_training.rows import COLUMNS, read_labelled, write_battles
+from preference_training.battles.formats import read_rows
+from preference_training.battles.rows import read_labelled
+from preference_training.synthetic.battles import EDGE_CASE_EVERY, EDGE_CASES, MOST_TURNS, generate, lowest_log_loss
+from preference_training.synthetic.write import COLUMNS, write_battles
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from preference_training.calibration import BINS, calibration_estimate
-from preference_training.statistics import Bootstrap, Estimate
+from preference_training.statistics.calibration_error import BINS, calibration_estimate
+from preference_training.statistics.intervals import Bootstrap, Estimate
 
 
 def forecasts(random, rows, sharpened):

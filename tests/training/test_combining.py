@@ -6,14 +6,14 @@ import pytest
 from preference_core.combination import Combination, softmax
 from preference_core.metrics import log_loss
 from preference_core.settings import LABELS_THREE_WAY, Combine, Config, Member
-from preference_training.combining import (
+from preference_training.combining.rules import (
     THRESHOLDS,
-    combination_of_members,
     least_log_loss_weights,
     with_post_processing,
     with_temperatures,
 )
-from preference_training.optimise import fit_log_linear, minimise_on_simplex
+from preference_training.evaluation.some_members import combination_of_members
+from preference_training.statistics.convex import fit_log_linear, minimise_on_simplex
 
 
 def drawn(count, noise, seed=0):

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from preference_core import metrics
 from preference_core.errors import UserError
 from preference_core.settings import LABELS_THREE_WAY, load_config
-from preference_training import bars
 from preference_training.app import app
-from preference_training.baseline import BaselineSettings, cross_validated, differences_of, read_baseline
-from preference_training.calibration import calibration_estimate
-from preference_training.evaluate import evaluate
-from preference_training.rows import read_labelled
-from preference_training.statistics import Bootstrap
+from preference_training.battles.baseline import BaselineSettings, cross_validated, differences_of, read_baseline
+from preference_training.battles.rows import read_labelled
+from preference_training.evaluation.evaluate import evaluate
+from preference_training.statistics.calibration_error import calibration_estimate
+from preference_training.statistics.intervals import Bootstrap
+from preference_training.terminal import progress_bars
 
 CONFIG = """
 name = "small"
@@ -240,7 +240,7 @@ def test_text_of_the_data_is_no_markup_in_the_tables(targets):
 
 def test_a_bar_for_every_step_that_takes_long_is_on_stderr(targets, monkeypatch):
     shown = io.StringIO()
-    monkeypatch.setattr(bars, "notes", Console(file=shown, force_terminal=True))
+    monkeypatch.setattr(progress_bars, "notes", Console(file=shown, force_terminal=True))
     measured()
     for step in ("evaluate files", "evaluate resamples"):
         assert step in shown.getvalue()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from preference_training.battles import generate
-from preference_training.rows import write_battles
+from preference_training.synthetic.battles import generate
+from preference_training.synthetic.write import write_battles
 
 LENGTH = """
 name = "some"

@@ -14,13 +14,14 @@ from transformers import AutoModelForSequenceClassification
 from preference_core.battle import Battle
 from preference_core.errors import ArtefactError, ConfigError, SystemFailure, UserError
 from preference_core.settings import LABELS_THREE_WAY
-from preference_training.adapter import adapter_stage
-from preference_training.encoding import collate, encode, tokenizer_of
-from preference_training.fit import MemberTrainer, fit
-from preference_training.model import base_folder, check_machine, classifier, pooled_logits
-from preference_training.quiet import quiet_transformers
-from preference_training.recipe import Recipe, recipe_of
-from preference_training.rows import COLUMNS, read_labelled
+from preference_training.battles.rows import read_labelled
+from preference_training.fit.adapter import adapter_stage
+from preference_training.fit.encoding import collate, encode, tokenizer_of
+from preference_training.fit.model import base_folder, check_machine, classifier, pooled_logits
+from preference_training.fit.quiet_libraries import quiet_transformers
+from preference_training.fit.recipe import Recipe, recipe_of
+from preference_training.fit.trainer import MemberTrainer, fit
+from preference_training.synthetic.write import COLUMNS
 
 
 def silent(step, steps, values):

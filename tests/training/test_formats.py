@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from preference_core.errors import UserError
-from preference_training.formats import read_rows
+from preference_training.battles.formats import read_rows
 
 ROWS = [
     {"id": "1", "prompt": 'one\nline, and "another"', "response_a": "\u0142"},

@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from preference_core.errors import UserError
-from preference_training.encoding import add_identities, collate, encode, tokenizer_of
-from preference_training.fit import MemberTrainer, fit
-from preference_training.formats import read_rows
-from preference_training.identities import read_identities
-from preference_training.model import base_folder, classifier, identity_logits, pooled_states, preference_logits
-from preference_training.order import EpochSampler, TrainingBattles
-from preference_training.quiet import quiet_transformers
-from preference_training.recipe import Recipe, recipe_of
-from preference_training.rows import read_labelled
+from preference_training.battles.formats import read_rows
+from preference_training.battles.identities import read_identities
+from preference_training.battles.rows import read_labelled
+from preference_training.fit.battle_order import EpochSampler, TrainingBattles
+from preference_training.fit.encoding import add_identities, collate, encode, tokenizer_of
+from preference_training.fit.model import base_folder, classifier, identity_logits, pooled_states, preference_logits
+from preference_training.fit.quiet_libraries import quiet_transformers
+from preference_training.fit.recipe import Recipe, recipe_of
+from preference_training.fit.trainer import MemberTrainer, fit
 
 HEADS = {"rank": 2, "batch_size": 16, "swap_probability": 0.5, "identity_loss_weight": 0.5}
 

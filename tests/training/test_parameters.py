@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from preference_core.published import BASES
 from preference_core.settings import Member
-from preference_training.parameters import count_parameters
+from preference_training.fit.parameters import count_parameters
 
 GEMMA_2_2B = {
     "model_type": "gemma2",

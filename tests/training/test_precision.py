@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP
 
-from preference_training.encoding import collate, encode, tokenizer_of
-from preference_training.fit import MemberTrainer, fit
-from preference_training.model import base_folder, classifier
-from preference_training.quiet import quiet_transformers
-from preference_training.recipe import Recipe
-from preference_training.rows import read_labelled
+from preference_training.battles.rows import read_labelled
+from preference_training.fit.encoding import collate, encode, tokenizer_of
+from preference_training.fit.model import base_folder, classifier
+from preference_training.fit.quiet_libraries import quiet_transformers
+from preference_training.fit.recipe import Recipe
+from preference_training.fit.trainer import MemberTrainer, fit
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

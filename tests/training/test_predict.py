@@ -18,14 +18,14 @@ from preference_core.combination import softmax
 from preference_core.errors import ArtefactError, UserError
 from preference_core.settings import LABELS_THREE_WAY, load_config
 from preference_training.app import app
-from preference_training.encoding import tokenizer_of
-from preference_training.model import classifier
-from preference_training.predict import predict
-from preference_training.predictions import read_predictions
-from preference_training.quiet import quiet_transformers
-from preference_training.recipe import recipe_of
-from preference_training.rows import read_battles
-from preference_training.tiny import TinyBase, write_base
+from preference_training.battles.rows import read_battles
+from preference_training.evaluation.predict import predict
+from preference_training.evaluation.predictions import read_predictions
+from preference_training.fit.encoding import tokenizer_of
+from preference_training.fit.model import classifier
+from preference_training.fit.quiet_libraries import quiet_transformers
+from preference_training.fit.recipe import recipe_of
+from preference_training.synthetic.tiny import TinyBase, write_base
 
 MEMBER = """
 [[member]]

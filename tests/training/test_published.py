@@ -10,12 +10,14 @@ import pyarrow.parquet
 import pytest
 
 from preference_core.settings import included_file, load_config
-from preference_training import model, parallel, predict
-from preference_training.battles import generate
-from preference_training.formats import read_rows
-from preference_training.generate import generation_of, has_ties
-from preference_training.predictions import Predictions, write_predictions
-from preference_training.rows import read_battles, write_battles
+from preference_training.battles.formats import read_rows
+from preference_training.battles.rows import read_battles
+from preference_training.evaluation import predict
+from preference_training.evaluation.predictions import Predictions, write_predictions
+from preference_training.fit import model, parallel
+from preference_training.synthetic.battles import generate
+from preference_training.synthetic.generate import generation_of, has_ties
+from preference_training.synthetic.write import write_battles
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = sorted(path.stem for path in (ROOT / "configs").glob("*.toml") if path.stem != "demo")

@@ -8,10 +8,10 @@ import pytest
 
 from preference_core.errors import ConfigError
 from preference_core.settings import load_config
-from preference_training import adapter
-from preference_training.choice import chosen_members
-from preference_training.generate import generation_of
-from preference_training.recipe import Recipe, recipe_of
+from preference_training.fit import adapter
+from preference_training.fit.recipe import Recipe, recipe_of
+from preference_training.members import chosen_members
+from preference_training.synthetic.generate import generation_of
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from preference_core.errors import UserError
 from preference_core.settings import load_config
-from preference_training import charts, wording
 from preference_training.app import app
-from preference_training.breakdown import reliability_of
-from preference_training.evaluate import evaluate
-from preference_training.report import report_of
-from preference_training.statistics import Estimate
-from preference_training.tables import evaluation_tables
+from preference_training.evaluation import charts, number_text
+from preference_training.evaluation.breakdown import reliability_of
+from preference_training.evaluation.evaluate import evaluate
+from preference_training.evaluation.report import report_of
+from preference_training.statistics.intervals import Estimate
+from preference_training.terminal.tables import evaluation_tables
 
 MEMBER = """
 [[member]]
@@ -168,13 +168,13 @@ def test_the_page_promises_a_tenth_of_the_battles_only_where_probabilities_diffe
     ],
 )
 def test_half_an_interval_stands_only_for_one_that_is_symmetric(estimate, expected):
-    assert wording.spread(estimate, 3) == expected
+    assert number_text.spread(estimate, 3) == expected
 
 
 def test_a_calibration_error_is_shown_with_both_bounds_however_they_lie():
-    assert wording.stacked(Estimate(0.043, 0.0, 0.09), 3) == "0.043\n0.000 to 0.090"
-    assert wording.stacked(Estimate(0.043, None, None), 3) == "0.043 n/a"
-    assert wording.stacked(None) == ""
+    assert number_text.stacked(Estimate(0.043, 0.0, 0.09), 3) == "0.043\n0.000 to 0.090"
+    assert number_text.stacked(Estimate(0.043, None, None), 3) == "0.043 n/a"
+    assert number_text.stacked(None) == ""
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.93, 0.97), (-0.4, 0.2), (1e-4, 3e-4), (0, 12345)])

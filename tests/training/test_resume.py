@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from preference_core.errors import SystemFailure
-from preference_training.adapter import adapter_stage
-from preference_training.checkpoints import last_checkpoint
-from preference_training.fit import fit
-from preference_training.model import base_folder, classifier
-from preference_training.quiet import quiet_transformers
-from preference_training.recipe import Recipe
+from preference_training.fit.adapter import adapter_stage
+from preference_training.fit.checkpoints import last_checkpoint
+from preference_training.fit.model import base_folder, classifier
+from preference_training.fit.quiet_libraries import quiet_transformers
+from preference_training.fit.recipe import Recipe
+from preference_training.fit.trainer import fit
 
 RECIPE = {
     "rank": 2,

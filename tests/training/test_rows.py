@@ -5,7 +5,7 @@ import pyarrow.parquet
 import pytest
 
 from preference_core.errors import UserError
-from preference_training.rows import read_labelled
+from preference_training.battles.rows import read_labelled
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
 HEAD = "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie\n"

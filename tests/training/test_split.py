@@ -11,10 +11,11 @@ import pyarrow.parquet
 import pytest
 
 from preference_core.errors import ConfigError, UserError
-from preference_training.battles import generate
-from preference_training.formats import read_rows
-from preference_training.rows import read_labelled, write_battles
-from preference_training.split import PARTS, Split, assigned, make_split, sampled
+from preference_training.battles.formats import read_rows
+from preference_training.battles.rows import read_labelled
+from preference_training.battles.split import PARTS, Split, assigned, make_split, sampled
+from preference_training.synthetic.battles import generate
+from preference_training.synthetic.write import write_battles
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
 

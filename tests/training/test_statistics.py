@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
 
-from preference_training import statistics
-from preference_training.statistics import FEWEST_ROWS, Bootstrap, Estimate, folds_of, quantile_edges, share_of
+from preference_training.statistics import intervals as statistics
+from preference_training.statistics.intervals import (
+    FEWEST_ROWS,
+    Bootstrap,
+    Estimate,
+    folds_of,
+    quantile_edges,
+    share_of,
+)
 
 
 def test_the_interval_of_a_mean_is_as_wide_as_theory_says():

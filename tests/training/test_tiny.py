@@ -8,12 +8,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from preference_core.battle import battle_from_turns
 from preference_core.errors import ConfigError
 from preference_core.settings import Member
-from preference_training.battles import generate
-from preference_training.encoding import tokenizer_of
-from preference_training.generate import rendered
-from preference_training.quiet import quiet_transformers
-from preference_training.tiny import TinyBase, write_base
-from preference_training.tiny_tokenizer import train_tokenizer
+from preference_training.fit.encoding import tokenizer_of
+from preference_training.fit.quiet_libraries import quiet_transformers
+from preference_training.synthetic.battles import generate
+from preference_training.synthetic.generate import rendered
+from preference_training.synthetic.tiny import TinyBase, write_base
+from preference_training.synthetic.tiny_tokenizer import train_tokenizer
 
 TEMPLATES = {"gemma2": "gemma", "llama": "llama", "qwen2": "qwen"}
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "key_value_heads": 1, "head_dim": 16}

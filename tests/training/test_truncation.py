@@ -10,11 +10,11 @@ from rich.console import Console
 
 from preference_core.settings import LABELS_THREE_WAY, load_config
 from preference_core.tokenisation import BattleTokenizer
-from preference_training import bars
-from preference_training.encoding import tokenizer_of
-from preference_training.evaluate import evaluate
-from preference_training.rows import read_labelled
-from preference_training.tiny_tokenizer import train_tokenizer
+from preference_training.battles.rows import read_labelled
+from preference_training.evaluation.evaluate import evaluate
+from preference_training.fit.encoding import tokenizer_of
+from preference_training.synthetic.tiny_tokenizer import train_tokenizer
+from preference_training.terminal import progress_bars
 
 REVISION = "c5ebcd40d208330abc697524c919956e692655cf"
 CONFIG = f"""
@@ -99,6 +99,6 @@ def test_tokenising_again_shows_a_bar(cache, monkeypatch):
     folder.mkdir(parents=True)
     train_tokenizer("gemma2", [" ".join(battle) for battle in BATTLES], 700).save(folder)
     shown = io.StringIO()
-    monkeypatch.setattr(bars, "notes", Console(file=shown, force_terminal=True))
+    monkeypatch.setattr(progress_bars, "notes", Console(file=shown, force_terminal=True))
     costs()
     assert "evaluate gemma" in shown.getvalue()

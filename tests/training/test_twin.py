@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from preference_core.settings import load_config
-from preference_training.generate import generation_of
-from preference_training.recipe import recipe_of
-from preference_training.rows import read_labelled
+from preference_training.battles.rows import read_labelled
+from preference_training.fit.recipe import recipe_of
+from preference_training.synthetic.generate import generation_of
+from preference_training.synthetic.twin import LAYERS, twin_of
 from preference_training.toml import toml_text
-from preference_training.twin import LAYERS, twin_of
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 PUBLISHED = [path for path in CONFIGS if "tiny" not in path.read_text(encoding="utf-8")]

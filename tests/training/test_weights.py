@@ -16,10 +16,10 @@ from preference_core.combination import softmax
 from preference_core.errors import ConfigError, UserError
 from preference_core.metrics import log_loss
 from preference_core.settings import LABELS_THREE_WAY, combination_of, load_config
-from preference_training import bars
 from preference_training.app import app
-from preference_training.combining import inverse_log_loss_weights
-from preference_training.weights import fit_weights, judged_rows
+from preference_training.combining.rules import inverse_log_loss_weights
+from preference_training.combining.weights import fit_weights, judged_rows
+from preference_training.terminal import progress_bars
 
 CONFIG = """
 name = "small"
@@ -168,7 +168,7 @@ def test_the_table_advises_against_gains_within_the_noise(ensemble):
 
 def test_a_bar_for_every_candidate_is_on_stderr(ensemble, monkeypatch):
     shown = io.StringIO()
-    monkeypatch.setattr(bars, "notes", Console(file=shown, force_terminal=True))
+    monkeypatch.setattr(progress_bars, "notes", Console(file=shown, force_terminal=True))
     run("weights", ensemble)
     for step in ("files", "equal", "inverse-log-loss", "log-loss", "temperatures", "post-processing"):
         assert f"weights {step}" in shown.getvalue()

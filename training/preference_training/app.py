@@ -17,11 +17,12 @@ from preference_core.errors import PreferenceError, UserError, describe
 from preference_core.lengths import read_buckets
 from preference_core.settings import Config, Member, load_config
 from preference_training import measure, prepare
-from preference_training.adapter import adapter_stage, train_file
-from preference_training.baseline import baseline_folder, baseline_stage, make_baseline
-from preference_training.choice import chosen_members
+from preference_training.battles.baseline import baseline_folder, baseline_stage, make_baseline
 from preference_training.files import check_input, check_training_inputs
-from preference_training.generate import (
+from preference_training.fit.adapter import adapter_stage, train_file
+from preference_training.fit.recipe import recipe_of
+from preference_training.members import chosen_members
+from preference_training.synthetic.generate import (
     base_stage,
     battles_stage,
     generation_of,
@@ -31,8 +32,7 @@ from preference_training.generate import (
     make_source,
     source_stage,
 )
-from preference_training.progress import is_up_to_date, make_stage, notes, say
-from preference_training.recipe import recipe_of
+from preference_training.terminal.messages import is_up_to_date, make_stage, notes, say
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -88,8 +88,8 @@ def fit_command(
     wanted = [chosen for chosen in settings.members if chosen.name in stages.keys() - fresh]
     if not wanted:
         return
-    from preference_training.model import check_machine
-    from preference_training.parallel import default_jobs, fit_members
+    from preference_training.fit.model import check_machine
+    from preference_training.fit.parallel import default_jobs, fit_members
 
     for chosen in wanted:
         check_machine(chosen, recipe_of(chosen))

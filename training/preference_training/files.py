@@ -5,7 +5,7 @@ from shlex import quote
 
 from preference_core.errors import SystemFailure, UserError
 from preference_core.settings import Config, Member, is_hub_id
-from preference_training.generate import generation_of, source_file
+from preference_training.synthetic.generate import generation_of, source_file
 
 
 def check_input(config: Config, path: Path, key: str) -> None:
@@ -37,7 +37,7 @@ def check_target(path: Path, suffix: str, *, make_folder: bool = False) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SystemFailure(f"The folder `{path.parent}` cannot be made: {error}") from None
+            raise SystemFailure(f"The folder `{path.parent}` cannot be made: {error}") from error
     elif not path.parent.is_dir():
         raise UserError(f"There is no folder `{path.parent}`", hint=f"Make it: `mkdir -p {quote(str(path.parent))}`.")
 

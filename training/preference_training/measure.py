@@ -13,20 +13,10 @@ import typer
 from preference_core.errors import UserError, nearest
 from preference_core.settings import Config, included_file, load_config
 from preference_core.structure import plain
-from preference_training.bars import bars
-from preference_training.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
-from preference_training.combining import Rule
-from preference_training.evaluate import evaluate
-from preference_training.files import check_input, check_target
-from preference_training.generate import generation_of
-from preference_training.predictions import write_predictions
-from preference_training.progress import make_stage, notes, show
-from preference_training.report import report_of
-from preference_training.rows import read_battles, read_labelled
-from preference_training.stages import is_same_file
-from preference_training.statistics import Bootstrap
-from preference_training.tables import baseline_table, evaluation_tables, weights_table
-from preference_training.weights import (
+from preference_training.battles.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
+from preference_training.battles.rows import read_battles, read_labelled
+from preference_training.combining.rules import Rule
+from preference_training.combining.weights import (
     check_repeated,
     fit_weights,
     include_of,
@@ -34,6 +24,16 @@ from preference_training.weights import (
     own_keys,
     weights_file,
 )
+from preference_training.evaluation.evaluate import evaluate
+from preference_training.evaluation.predictions import write_predictions
+from preference_training.evaluation.report import report_of
+from preference_training.files import check_input, check_target
+from preference_training.stages import is_same_file
+from preference_training.statistics.intervals import Bootstrap
+from preference_training.synthetic.generate import generation_of
+from preference_training.terminal.messages import make_stage, notes, show
+from preference_training.terminal.progress_bars import bars
+from preference_training.terminal.tables import baseline_table, evaluation_tables, weights_table
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -85,7 +85,7 @@ def predict_command(
 
     Without --output it is build/NAME/validation_predictions.csv, where `weights` looks for it.
     """
-    from preference_training.predict import predict
+    from preference_training.evaluation.predict import predict
 
     settings = _config_before_weights(config)
     names = [each.name for each in settings.members]
@@ -130,7 +130,16 @@ def evaluate_command(
         notes.print(f"warning: `{labelled}` holds the battles that were trained on: scores on them flatter the members")
     if read_baseline(settings) is None:
         notes.print(f"There is no length baseline to compare with; `preference-train baseline {config}` fits it.")
-    result = evaluate(settings, source, labelled, swapped=swapped, symmetric=symmetric, bootstrap=Bootstrap(seed=seed))
+    with bars("evaluate") as progress:
+        result = evaluate(
+            settings,
+            source,
+            labelled,
+            swapped=swapped,
+            symmetric=symmetric,
+            bootstrap=Bootstrap(seed=seed),
+            report=progress,
+        )
     if report is not None:
         report.write_text(report_of(settings.name, result), encoding="utf-8")
         notes.print(f"{report}: written")
@@ -167,17 +176,19 @@ def weights_command(
     made = _validation_predictions(settings)
     if not predictions and not made.exists():
         raise UserError(f"There is no file `{made}`", hint=f"`preference-train predict {config}` writes it.")
-    rows = judged_rows(settings, predictions or [made], labelled)
-    result = fit_weights(
-        settings,
-        rows,
-        rule,
-        temperatures=temperatures,
-        post_processing=post_processing,
-        own=own,
-        folds=folds,
-        bootstrap=Bootstrap(seed=seed),
-    )
+    with bars("weights") as progress:
+        rows = judged_rows(settings, predictions or [made], labelled, progress)
+        result = fit_weights(
+            settings,
+            rows,
+            rule,
+            temperatures=temperatures,
+            post_processing=post_processing,
+            own=own,
+            folds=folds,
+            bootstrap=Bootstrap(seed=seed),
+            report=progress,
+        )
     kept = {key for key in own if not fitted.get(key)}
     target.write_text(weights_file(result.chosen, leave_out=kept), encoding="utf-8")
     use = f"to use it, let `[combine]` of `{config}` say: {include_of(config, target)}"

@@ -11,12 +11,12 @@ from rich.table import Table
 from preference_core.errors import UserError
 from preference_core.settings import load_config
 from preference_core.structure import plain
-from preference_training.choice import chosen_members
+from preference_training.battles.split import make_split, split_stage
 from preference_training.files import check_input, check_target
-from preference_training.generate import generation_of
-from preference_training.progress import make_stage, notes, show
-from preference_training.split import make_split, split_stage
-from preference_training.twin import write_twin
+from preference_training.members import chosen_members
+from preference_training.synthetic.generate import generation_of
+from preference_training.synthetic.twin import write_twin
+from preference_training.terminal.messages import make_stage, notes, show
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 
@@ -34,7 +34,7 @@ def parameters_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Count the parameters that each recipe trains, from the base's shape alone: no weights are needed."""
-    from preference_training.parameters import count_parameters
+    from preference_training.fit.parameters import count_parameters
 
     settings = load_config(config, include_may_be_missing=True)
     chosen = chosen_members(settings, member, "classifier")

@@ -1,0 +1,1 @@
+"""What the user brings: base, adapters and tokenizer, found, read, refused, merged."""

@@ -1,0 +1,194 @@
+"""What a decoder looks like, as values read from a checkpoint's `config.json`.
+
+Gemma-2, Llama (3, 3.1, 3.2) and Qwen2 are three values of one dataclass. A feature that `packed` does not compute is
+refused by name, here. Weights are not this module's business.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from preference_core.errors import UserError
+from preference_core.git_lfs import pull_hint
+
+Activation = Literal["silu", "gelu_tanh"]
+
+SUPPORTED = {"gemma2": "Gemma-2", "llama": "Llama-3", "qwen2": "Qwen2"}
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+#: Counts that a configuration must have.
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
+ROPE_TYPES = ("default", "linear", "llama3")
+
+
+class ArchitectureError(UserError):
+    """The checkpoint's architecture, or a feature of it, is not supported."""
+
+
+#: Elements of one tensor of TensorRT (NVIDIA/TensorRT issues 1948 and 4408).
+MOST_ELEMENTS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder with grouped-query attention, rotary positions, RMSNorm and a gated MLP.
+
+    `norm_offset` is added to RMSNorm weights (Gemma stores them around 0). `post_norms`: Gemma-2 also normalises what
+    attention and MLP return. `inverse_frequencies` `[head_dim / 2]` already hold any RoPE scaling, in float32.
+    """
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    vocabulary: int
+    activation: Activation
+    norm_epsilon: float
+    norm_offset: float
+    post_norms: bool
+    attention_scale: float
+    attention_soft_cap: float | None
+    query_key_value_bias: bool
+    attention_output_bias: bool
+    mlp_bias: bool
+    embedding_scale: float
+    inverse_frequencies: tuple[float, ...]
+    sliding_window: int | None
+
+    def check_length(self, max_tokens: int) -> None:
+        """Raises unless a sliding window of this architecture hides nothing from sequences of `max_tokens` tokens."""
+        if self.sliding_window is not None and max_tokens > self.sliding_window:
+            raise ArchitectureError(
+                f"`max_tokens` is {max_tokens}, the checkpoint's sliding attention window is {self.sliding_window}",
+                hint="The packed decoder drops the window, which is exact only up to its length: lower `max_tokens`.",
+            )
+
+    def scores(self, sequences: int, max_tokens: int) -> int:
+        """Attention scores of one layer for `sequences` of at most `max_tokens` tokens: the largest tensor there is."""
+        return sequences * self.heads * max_tokens**2
+
+    def check_scores(self, sequences: int, max_tokens: int) -> None:
+        """Raises where TensorRT could not hold the scores: tensors of 2**31 elements fail to build or to run."""
+        scores = self.scores(sequences, max_tokens)
+        if scores > MOST_ELEMENTS:
+            fitting = MOST_ELEMENTS // self.scores(1, max_tokens)
+            raise ArchitectureError(
+                f"A batch of {sequences} times {max_tokens} tokens has {scores:,} attention scores per layer; "
+                f"a tensor of TensorRT holds {MOST_ELEMENTS:,}",
+                hint=f"Set `serving.max_batch_size` to {fitting} or less, or lower `max_tokens`.",
+            )
+
+
+def hugging_face_config(folder: Path) -> Any:
+    """The `transformers` configuration of a checkpoint folder; no code from the checkpoint is ever run."""
+    path = folder / "config.json"
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # a value of a wrong type fails anywhere in it, with exceptions of any kind
+        lines = [line.strip() for line in str(error).strip().split("\n")]
+        reason = " ".join(lines if isinstance(error, StrictDataclassError) else lines[:1])
+        raise ArchitectureError(f"`{path}` cannot be read: {reason}", pull_hint(path)) from error
+    for key in SIZES:
+        size = getattr(config, key, 1)
+        if isinstance(size, int) and size < 1:
+            raise ArchitectureError(f"`{key}` in `{path}` is {size}, expected at least 1")
+    return config
+
+
+def architecture_of(config: Any) -> Architecture:
+    """Reads a `transformers` configuration, whether written by transformers 4 or 5. Raises `ArchitectureError`."""
+    _refuse_unsupported(config)
+    gemma, qwen = config.model_type == "gemma2", config.model_type == "qwen2"
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention_bias = bool(getattr(config, "attention_bias", False))
+    return Architecture(
+        model_type=config.model_type,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        key_value_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        vocabulary=config.vocab_size,
+        activation=ACTIVATIONS[_activation(config)],
+        norm_epsilon=config.rms_norm_eps,
+        norm_offset=1.0 if gemma else 0.0,
+        post_norms=gemma,
+        attention_scale=float(config.query_pre_attn_scalar if gemma else head_dim) ** -0.5,
+        attention_soft_cap=config.attn_logit_softcapping if gemma else None,
+        query_key_value_bias=qwen or attention_bias,
+        attention_output_bias=attention_bias and not qwen,
+        mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
+        inverse_frequencies=_inverse_frequencies(config, head_dim),
+        sliding_window=_sliding_window(config),
+    )
+
+
+def _activation(config: Any) -> str:
+    return str(config.hidden_activation if config.model_type == "gemma2" else config.hidden_act)
+
+
+def _refuse_unsupported(config: Any) -> None:
+    if config.model_type not in SUPPORTED:
+        raise ArchitectureError(
+            f"Architecture `{config.model_type}` is not supported",
+            hint=f"Supported: {', '.join(f'`{kind}` ({name})' for kind, name in SUPPORTED.items())}.",
+        )
+    if getattr(config, "auto_map", None):
+        raise ArchitectureError(
+            "The checkpoint wants to run its own code (`auto_map` in config.json)",
+            hint="Remote code is never run. Use the checkpoint's plain `transformers` form.",
+        )
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation and quantisation.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        raise ArchitectureError(
+            f"The base is quantised by `{quantisation['quant_method']}` (`quantization_config` in config.json)",
+            hint="Only bitsandbytes is read. Name the original, unquantised base; its adapter fits it as well.",
+        )
+    rope = config.rope_parameters
+    if "rope_type" not in rope or any(isinstance(value, dict) for value in rope.values()):
+        raise ArchitectureError(
+            f"`rope_parameters` in config.json differ by layer ({', '.join(sorted(rope))}), which is not supported",
+            hint="Supported is one set with a `rope_type` for all layers.",
+        )
+    if not isinstance(rope["rope_theta"], int | float):
+        raise ArchitectureError(f"`rope_theta` in config.json is {rope['rope_theta']!r}, expected a number")
+    if rope["rope_type"] not in ROPE_TYPES:
+        raise ArchitectureError(
+            f"RoPE scaling `{rope['rope_type']}` is not supported", hint=f"Supported: {', '.join(ROPE_TYPES)}."
+        )
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ArchitectureError(f"`partial_rotary_factor` is {rope['partial_rotary_factor']}; only 1 is supported")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise ArchitectureError("`use_bidirectional_attention` is not supported")
+    if _activation(config) not in ACTIVATIONS:
+        raise ArchitectureError(
+            f"Activation `{_activation(config)}` is not supported", hint=f"Supported: {', '.join(ACTIVATIONS)}."
+        )
+
+
+def _inverse_frequencies(config: Any, head_dim: int) -> tuple[float, ...]:
+    """Rotary frequencies as `transformers` computes them, to the last bit."""
+    rope = config.rope_parameters
+    if rope["rope_type"] == "default":
+        frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    else:
+        frequencies, attention_scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+        assert attention_scaling == 1.0, f"RoPE type {rope['rope_type']} scales attention"
+    return tuple(frequencies.tolist())
+
+
+def _sliding_window(config: Any) -> int | None:
+    kinds = getattr(config, "layer_types", None) or []
+    return config.sliding_window if "sliding_attention" in kinds else None

@@ -1,0 +1,172 @@
+"""Finds checkpoints (a folder, or a hub id at a pinned revision) and reads their tensors one at a time.
+
+Only safetensors are read: pickle weights can run code. What the tensors mean is not this module's business.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from preference_core.errors import SystemFailure, UserError
+from preference_core.git_lfs import pull_hint
+from preference_core.settings import is_hub_id
+
+BASE_WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DOWNLOADED = ("*.json", "*.safetensors")
+
+TRAINED = "`preference-train fit CONFIG` writes the folder. "
+
+#: Most bytes of one tensor that are held at a time while it is copied unchanged.
+BLOCK_BYTES = 64 * 1024 * 1024
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, unreadable, or not what it must be."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A local folder; `origin` is what the configuration calls it.
+
+    One that was fetched has the `revision` that was asked for, and the hub's `commit` that this was.
+    """
+
+    folder: Path
+    origin: str
+    revision: str | None = None
+    commit: str | None = None
+
+
+def locate(location: str, revision: str | None, role: str = "base") -> Checkpoint:
+    """The folder of `location`, fetched from the hub if it is a hub id. `role` is `base` or `adapter`, for messages.
+
+    A hub id needs a revision, so that the same configuration always means the same weights. The token for gated
+    repositories is read by `huggingface_hub` from the environment and is never written anywhere.
+    """
+    key = "revision" if role == "base" else f"{role}_revision"
+    if Path(location).is_dir():
+        if revision is not None:
+            raise CheckpointError(f"`{role}` is the folder `{location}`, which has no `{key}`", hint=f"Remove `{key}`.")
+        return Checkpoint(Path(location), location)
+    if not is_hub_id(location):
+        raise CheckpointError(
+            f"`{role}` is `{location}`, which is neither a folder nor a hub id",
+            hint="Give a folder (relative to the working directory), or `organisation/name`.",
+        )
+    if revision is None:
+        raise CheckpointError(
+            f"`{role}` is `{location}`: there is no such folder, and a hub id needs a `{key}`",
+            hint=f"{TRAINED if role == 'adapter' else ''}Pin a hub id: `{key} = ...`, the commit shown on its page.",
+        )
+    folder = _download(location, revision)
+    return Checkpoint(folder, location, revision, folder.name)
+
+
+def _download(hub_id: str, revision: str) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(DOWNLOADED)))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"`{hub_id}` is gated on the hub", hint="Accept its licence there, then set HF_TOKEN to your token."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"The hub has no `{hub_id}` (or it is private)", hint="Check the name; set HF_TOKEN."
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n", maxsplit=1)[0]
+        raise SystemFailure(f"`{hub_id}` at `{revision}` could not be fetched: {reason}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint; `CheckpointError` when it is missing or not one."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no file `{path}`") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error}", pull_hint(path)) from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"`{path}` holds {type(table).__name__}, expected an object")
+    return table
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is: its file, shape, and the dtype's safetensors name (`BF16`, `F32`, ...)."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorFiles:
+    """The tensors of one checkpoint, by name. Nothing is held open or in memory between reads."""
+
+    def __init__(self, folder: Path, weights: str = BASE_WEIGHTS) -> None:
+        """Reads the headers of `folder/weights`, or of the shards that `folder/weights.index.json` lists."""
+        self.folder = folder
+        self.files = _weight_files(folder, weights)
+        self.tensors: dict[str, StoredTensor] = {}
+        for file in self.files:
+            self.tensors.update(_header(file))
+
+    def read(self, name: str) -> torch.Tensor:
+        """One whole tensor, in its stored dtype."""
+        stored = self.tensors[name]
+        with safe_open(stored.file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name).clone()
+        return tensor
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The same tensor in blocks of rows of at most `BLOCK_BYTES`, so that memory stays flat for any size."""
+        stored = self.tensors[name]
+        if len(stored.shape) < 2:
+            yield self.read(name)
+            return
+        row_bytes = 4 * max(1, torch.Size(stored.shape[1:]).numel())
+        step = max(1, BLOCK_BYTES // row_bytes)
+        for start in range(0, stored.shape[0], step):
+            with safe_open(stored.file, framework="pt") as file:
+                yield file.get_slice(name)[start : start + step].clone()
+
+
+def _weight_files(folder: Path, weights: str) -> tuple[Path, ...]:
+    index = folder / f"{weights}.index.json"
+    if (folder / weights).is_file():
+        return (folder / weights,)
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        shards = sorted(set(weight_map.values())) if isinstance(weight_map, Mapping) else []
+        if not shards:
+            raise CheckpointError(f"`{index}` lists no shards")
+        for shard in shards:
+            if Path(shard).name != shard or not (folder / shard).is_file():
+                raise CheckpointError(f"`{index}` lists `{shard}`, which is no file of its folder")
+        return tuple(folder / shard for shard in shards)
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"`{folder}` holds pickle weights only: `{pickles[0]}`",
+            hint="Pickle files can run code and are never read. Convert them with `save_pretrained` (safetensors).",
+        )
+    raise CheckpointError(f"`{folder}` has no `{weights}`")
+
+
+def _header(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: StoredTensor(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        hint = pull_hint(path) or "Fetch or save it again."
+        raise CheckpointError(f"`{path}` is not a safetensors file: {error}", hint) from error

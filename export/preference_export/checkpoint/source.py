@@ -1,0 +1,99 @@
+"""Where base and adapters of a member are on this machine, and what identifies them."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from preference_core.errors import ArtefactError
+from preference_core.lengths import LENGTHS_FILE
+from preference_core.manifest import Manifest, sha256_of
+from preference_core.settings import Member
+from preference_export.checkpoint.files import Checkpoint, locate
+
+T = TypeVar("T")
+
+INPUT_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    "tokenizer*.json",
+    LENGTHS_FILE,
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a member are on this machine."""
+
+    base: Checkpoint
+    adapters: tuple[Checkpoint, ...]
+
+
+def source_of(member: Member) -> Source:
+    """Finds (or fetches) base and adapters."""
+    base = locate(member.base, member.revision)
+    pinned = zip(member.adapters, member.adapter_revisions, strict=True)
+    return Source(base, tuple(locate(location, revision, "adapter") for location, revision in pinned))
+
+
+def roles_of(source: Source) -> dict[str, Checkpoint]:
+    """Base and adapters by the names that they have in a manifest."""
+    return _named(source.base, source.adapters)
+
+
+def origins_of(source: Source) -> dict[str, Any]:
+    """Hub ids, the revisions that were asked for and the commits these were, by role; folders are left out."""
+    return {
+        role: {"hub_id": checkpoint.origin, "revision": checkpoint.revision, "commit": checkpoint.commit}
+        for role, checkpoint in roles_of(source).items()
+        if checkpoint.commit is not None
+    }
+
+
+def check_made_from(member: Member, exported: Manifest) -> None:
+    """Raises `ArtefactError` unless `exported` was made from what `member` names now.
+
+    Folders are compared by content where they are on this machine; hub ids by name and revision, without the network.
+    """
+    inputs = exported.made_from.get("inputs") or {}
+    named = _named((member.base, member.revision), tuple(zip(member.adapters, member.adapter_revisions, strict=True)))
+    if inputs.keys() != named.keys():
+        raise _other(member, f"{', '.join(sorted(inputs))}; the configuration names {', '.join(sorted(named))}")
+    for role, (location, revision) in named.items():
+        origin = exported.details.get(role)
+        if Path(location).is_dir():
+            if inputs[role] != _hashes(Path(location)):
+                raise _other(member, f"other files than `{location}` ({role}) holds now")
+        elif revision is None and origin is None:
+            continue  # a folder of the machine that exported
+        elif not isinstance(origin, dict):
+            raise _other(member, f"a folder; `{role}` is `{location}` at `{revision}` now")
+        elif origin.get("hub_id") != location or revision not in (origin.get("revision"), origin.get("commit")):
+            was = f"`{origin.get('hub_id')}` at `{origin.get('revision')}`"
+            raise _other(member, f"{was}; `{role}` is `{location}` at `{revision}` now")
+
+
+def _other(member: Member, what: str) -> ArtefactError:
+    return ArtefactError(
+        f"`{member.name}` was exported from {what}", hint="Run `preference-export all` with this configuration."
+    )
+
+
+def input_hashes(source: Source) -> dict[str, dict[str, str]]:
+    """SHA-256 of every file of base and adapters that can change the result."""
+    return {role: _hashes(checkpoint.folder) for role, checkpoint in roles_of(source).items()}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    paths = sorted({path for pattern in INPUT_PATTERNS for path in folder.glob(pattern)})
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((path.name for path in paths), pool.map(sha256_of, paths), strict=True))
+
+
+def _named(base: T, adapters: Sequence[T]) -> dict[str, T]:
+    if len(adapters) == 1:
+        return {"base": base, "adapter": adapters[0]}
+    return {"base": base, **{f"adapter {n}": adapter for n, adapter in enumerate(adapters, 1)}}

@@ -1,0 +1,45 @@
+"""Whether the tokenizer that was saved with an adapter is that of its base: exported is the base's.
+
+Only what decides ids is compared. Padding, truncation and special tokens round a text are this project's own business.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from preference_core.errors import ArtefactError
+from preference_core.manifest import sha256_of
+from preference_core.tokenisation import TOKENIZER_FILE, read_tokenizer
+from preference_export.checkpoint.files import Checkpoint
+from preference_export.checkpoint.source import Source
+
+#: Parts of `tokenizer.json` from which the ids of a text follow.
+DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+
+
+def check_tokenizers(source: Source) -> None:
+    """Raises `ArtefactError` naming the part in which an adapter's tokenizer differs from the base's."""
+    own = source.base.folder / TOKENIZER_FILE
+    for adapter in source.adapters:
+        other = adapter.folder / TOKENIZER_FILE
+        if not (own.is_file() and other.is_file()) or sha256_of(own) == sha256_of(other):
+            continue
+        one, two = _parts(own), _parts(other)
+        for part in DECIDING:
+            if one[part] != two[part]:
+                raise _different(source.base, adapter, part)
+
+
+def _different(base: Checkpoint, adapter: Checkpoint, part: str) -> ArtefactError:
+    return ArtefactError(
+        f"The tokenizer beside the adapter `{adapter.origin}` is not that of the base `{base.origin}`: "
+        f"their `{part}` differ",
+        hint=f"Text would be read otherwise than in training. Use a base with the adapter's {TOKENIZER_FILE}, or "
+        "remove that file from the adapter if it was never used.",
+    )
+
+
+def _parts(path: Path) -> dict[str, Any]:
+    """`tokenizer.json` as the installed library writes it, so that versions of the format compare."""
+    parts: dict[str, Any] = json.loads(read_tokenizer(path).to_str())
+    return parts

@@ -1,0 +1,79 @@
+"""The engine of a member: where it lies, what it was built from, and whether it may be served.
+
+`build/NAME/engines/MEMBER` holds `model.plan` with a manifest of its own; TensorRT's timing cache lies beside.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from preference_core.errors import ArtefactError
+from preference_core.manifest import Manifest, read_manifest, verify, write_manifest
+from preference_core.progress import StepDone
+from preference_core.settings import Config, Member
+from preference_core.structure import plain
+from preference_export.artefacts.folders import remove_remains, replaced
+from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
+from preference_export.artefacts.versions import versions
+from preference_export.engine.build import build_engine, gpu_architecture, profiles_of, tensorrt_module, use_gpu_of
+from preference_export.graph.member import exported_member, folder_of
+
+KIND = "engine"
+TIMING_CACHE = "timing.cache"
+
+
+def engine_folder(config: Config, member: Member) -> Path:
+    """Where the engine of a member lies."""
+    return config.build_folder / "engines" / member.name
+
+
+def build_member_engine(config: Config, member: Member, progress: StepDone) -> bool:
+    """Builds the engine of an exported member; False when it was there, built here from the same graph."""
+    trt = tensorrt_module()
+    folder = engine_folder(config, member)
+    made_from = _made_from(config, member, exported_member(config, member))
+    use_gpu_of(member)
+    remove_remains(folder)
+    made_by = {"tensorrt": str(trt.__version__), **versions()}
+    if _is_current(folder, made_from, made_by):
+        return False
+    profiles = profiles_of(member.max_tokens, config.serving.max_batch_size)
+    with replaced(folder) as part:
+        source = folder_of(config, member) / MODEL_FILE
+        cache = folder.parent / TIMING_CACHE
+        warnings = build_engine(source, part / PLAN_FILE, profiles, member.build, cache, progress)
+        details = {"gpu_architecture": gpu_architecture(), "profiles": plain(profiles), "warnings": warnings}
+        write_manifest(part, KIND, made_from=made_from, versions=made_by, details=details)
+    return True
+
+
+def built_engine(config: Config, member: Member) -> Manifest:
+    """The manifest of an engine that is unchanged and was built from the member's graph as it is now."""
+    folder = engine_folder(config, member)
+    manifest = verify(folder)
+    if manifest.made_from != _made_from(config, member, exported_member(config, member)):
+        raise ArtefactError(
+            f"`{folder}` was built from another graph or with other settings than there are now",
+            hint="Run `preference-export engine` with this configuration.",
+        )
+    return manifest
+
+
+def _made_from(config: Config, member: Member, exported: Manifest) -> dict[str, Any]:
+    return {
+        "files": {name: exported.files[name].sha256 for name in (MODEL_FILE, DATA_FILE)},
+        "build": plain(member.build),
+        "profiles": plain(profiles_of(member.max_tokens, config.serving.max_batch_size)),
+    }
+
+
+def _is_current(folder: Path, made_from: dict[str, Any], made_by: dict[str, str]) -> bool:
+    try:
+        manifest = read_manifest(folder)
+        here = manifest.details.get("gpu_architecture") == gpu_architecture()
+        whole = here and isinstance(manifest.details.get("warnings"), list)
+        if manifest.made_from != made_from or manifest.versions != made_by or not whole:
+            return False
+        verify(folder)
+    except ArtefactError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Whether an artefact still is the model it was made from."""

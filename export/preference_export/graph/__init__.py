@@ -1,0 +1,1 @@
+"""From a checkpoint to ONNX: the packed decoder, its precision, quantised weights, the written file."""

@@ -1,0 +1,184 @@
+"""Writes a precision into a graph that was traced in float32: every cast and every quantising node stands in it.
+
+Embedding, GEMMs and attention's matrix products get the recipe's dtypes; all between them stays float32. It changes
+the graph only; `written_specs` says which parameters it then has.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import from_torch_dtype
+
+from preference_export.graph.precision import Recipe
+from preference_export.graph.quantise import DECODER, INPUT_SCALE, SMOOTHING, WEIGHT_SCALE, grouped
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """Shape and dtype of one parameter of the graph."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size in the ONNX file."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def written_specs(
+    specs: Mapping[str, ParameterSpec], recipe: Recipe, quantised: Sequence[str]
+) -> dict[str, ParameterSpec]:
+    """The parameters under `recipe`, in the order in which they are written, from those in float32.
+
+    `quantised` are the names of the GEMMs that are. Their scales follow their weights.
+    """
+    first = {group[0] for group in grouped(quantised)}
+    written = {}
+    for name, spec in specs.items():
+        module, _, part = name.rpartition(".")
+        is_gemm = part == "weight" and len(spec.shape) == 2 and name.startswith(DECODER)
+        if not is_gemm or module not in quantised:
+            written[name] = ParameterSpec(spec.shape, recipe.dtype if is_gemm else spec.dtype)
+            continue
+        assert recipe.quantised is not None
+        written[name] = ParameterSpec(spec.shape, recipe.quantised)
+        written[f"{module}.{WEIGHT_SCALE}"] = ParameterSpec(spec.shape[:1], recipe.dtype)
+        if recipe.calibrated and module in first:
+            if recipe.alpha is not None:
+                written[f"{module}.{SMOOTHING}"] = ParameterSpec(spec.shape[1:], torch.float32)
+            written[f"{module}.{INPUT_SCALE}"] = ParameterSpec((), recipe.dtype)
+    return written
+
+
+def write_precision(
+    model: ir.Model, recipe: Recipe, quantised: Sequence[str], specs: Mapping[str, ParameterSpec]
+) -> None:
+    """Changes `model`, traced in float32, to `recipe`. Initializers get the names and dtypes of `specs`."""
+    for name, spec in specs.items():
+        if name not in model.graph.initializers:
+            model.graph.initializers[name] = ir.Value(name=name, shape=ir.Shape(spec.shape))
+        model.graph.initializers[name].dtype = from_torch_dtype(spec.dtype)
+    writer = _Writer(model.graph, recipe, {name: group[0] for group in grouped(quantised) for name in group})
+    for node in list(model.graph):
+        weight = node.inputs[1].name if node.op_type == "Gemm" and node.inputs[1] is not None else None
+        module = (weight or "").removesuffix(".weight")
+        if module in writer.groups and recipe.dynamic:
+            writer.integers(node, module)
+        elif module in writer.groups:
+            writer.pairs(node, module)
+        elif node.op_type == "MatMul" or module.startswith(DECODER):
+            writer.casts(node)
+        elif node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].name == EMBEDDING:
+            writer.restored(node)
+
+
+class _Writer:
+    """Inserts nodes before and after those of the traced graph. Equal conversions of one value are made once."""
+
+    def __init__(self, graph: ir.Graph, recipe: Recipe, groups: Mapping[str, str]) -> None:
+        """`groups` gives the first of the GEMMs that share an input, for each quantised GEMM."""
+        self.graph, self.recipe, self.groups = graph, recipe, groups
+        self.dtype = from_torch_dtype(recipe.dtype)
+        self._made: dict[tuple[str, str], ir.Value] = {}
+
+    def casts(self, node: ir.Node) -> None:
+        """`node` computes in the recipe's dtype."""
+        if self.dtype == ir.DataType.FLOAT:
+            return
+        for index, value in enumerate(node.inputs):
+            assert value is not None
+            if not value.is_initializer():
+                node.replace_input_with(index, self._cast(node, value))
+        self.restored(node)
+
+    def restored(self, node: ir.Node) -> None:
+        """What `node` returns is cast back to float32."""
+        if self.dtype == ir.DataType.FLOAT:
+            return
+        (value,) = node.outputs
+        uses = list(value.uses())
+        cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", ir.DataType.FLOAT)], name=f"{node.name}/restored")
+        cast.outputs[0].name = f"{value.name}_restored"
+        self.graph.insert_after(node, cast)
+        for use in uses:
+            use.node.replace_input_with(use.idx, cast.outputs[0])
+
+    def pairs(self, node: ir.Node, module: str) -> None:
+        """QuantizeLinear/DequantizeLinear before both inputs of `node`; activations are smoothed first."""
+        x, weight = node.inputs
+        assert x is not None
+        assert weight is not None
+        group = self.groups[module]
+        if f"{group}.{SMOOTHING}" in self.graph.initializers:
+            x = self._before(node, "Mul", [x, self._parameter(group, SMOOTHING)], group)
+        scale = self._parameter(group, INPUT_SCALE)
+        assert self.recipe.quantised is not None
+        to = [ir.AttrInt64("output_dtype", from_torch_dtype(self.recipe.quantised))]
+        x = self._before(node, "QuantizeLinear", [self._cast(node, x), scale], group, to)
+        x = self._before(node, "DequantizeLinear", [x, scale], group)
+        weight_scale = self._parameter(module, WEIGHT_SCALE)
+        axis = [ir.AttrInt64("axis", 0)]
+        weight = self._before(node, "DequantizeLinear", [weight, weight_scale], module, axis)
+        for index, value in enumerate((x, weight)):
+            node.replace_input_with(index, value)
+        self.restored(node)
+
+    def integers(self, node: ir.Node, module: str) -> None:
+        """`node` becomes a product of integers whose activations get their scale at run time.
+
+        The nodes are those that ONNX Runtime's own dynamic quantisation writes. One scale holds for all that is packed
+        together, so a sequence's result depends, a little, on its neighbours.
+        """
+        x, weight = node.inputs
+        assert x is not None
+        assert weight is not None
+        quantised = self._dynamically_quantised(node, x, self.groups[module])
+        weight = self._before(node, "Transpose", [weight], module, [ir.AttrInt64s("perm", [1, 0])])
+        product = self._before(node, "MatMulInteger", [quantised[0], weight, quantised[2]], module)
+        to = [ir.AttrInt64("to", ir.DataType.FLOAT)]
+        product = self._before(node, "Cast", [product], module, to)
+        scale = self._before(node, "Mul", [quantised[1], self._parameter(module, WEIGHT_SCALE)], module)
+        scaled = self._before(node, "Mul", [product, scale], module)
+        ir.convenience.replace_all_uses_with(node.outputs[0], scaled)
+        self.graph.remove(node, safe=True)
+
+    def _dynamically_quantised(self, node: ir.Node, x: ir.Value, group: str) -> Sequence[ir.Value]:
+        key = ("DynamicQuantizeLinear", x.name or "")
+        if key not in self._made:
+            made = ir.Node(
+                "", "DynamicQuantizeLinear", [x], num_outputs=3, name=f"{group}/DynamicQuantizeLinear_{x.name}"
+            )
+            for value, part in zip(made.outputs, ("quantised", "scale", "zero"), strict=True):
+                value.name = f"{x.name}_{part}"
+            self.graph.insert_before(node, made)
+            self._made[key] = made.outputs[0]
+        producer = self._made[key].producer()
+        assert producer is not None
+        return producer.outputs
+
+    def _cast(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        if self.dtype == ir.DataType.FLOAT:
+            return value
+        module = str(node.name).partition("/")[0]
+        return self._before(node, "Cast", [value], module, [ir.AttrInt64("to", self.dtype)])
+
+    def _before(
+        self, node: ir.Node, kind: str, inputs: Sequence[ir.Value], module: str, attributes: Sequence[ir.Attr] = ()
+    ) -> ir.Value:
+        """The output of a new node before `node`; of an existing one, where the same was made of the same value."""
+        key = (kind, ",".join(str(value.name) for value in inputs))
+        if key not in self._made:
+            name = f"{module}/{kind}_p{len(self._made)}"
+            made = ir.Node("", kind, inputs, attributes, name=name)
+            made.outputs[0].name = name
+            self.graph.insert_before(node, made)
+            self._made[key] = made.outputs[0]
+        return self._made[key]
+
+    def _parameter(self, module: str, part: str) -> ir.Value:
+        return self.graph.initializers[f"{module}.{part}"]

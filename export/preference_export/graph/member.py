@@ -1,0 +1,184 @@
+"""One member on its way from checkpoint to ONNX, in `build/NAME/members/MEMBER`.
+
+Each step first asks whether its result is there already, made from the same things. What a step does in detail is in
+the modules it calls.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preference_core.errors import ArtefactError
+from preference_core.lengths import read_buckets, write_buckets
+from preference_core.manifest import Manifest, amend_manifest, read_manifest, verify, write_manifest
+from preference_core.progress import BytesDone
+from preference_core.settings import Config, Member
+from preference_core.structure import plain
+from preference_core.tokenisation import settings_of_checkpoint, write_tokenisation
+from preference_export.artefacts.folders import remove_remains, replaced
+from preference_export.artefacts.names import MODEL_FILE
+from preference_export.artefacts.versions import versions
+from preference_export.checkpoint.adapter import check_named_base, read_adapter
+from preference_export.checkpoint.architecture import Architecture, architecture_of, hugging_face_config
+from preference_export.checkpoint.merge import MergedWeights
+from preference_export.checkpoint.rounding import open_base
+from preference_export.checkpoint.source import Source, input_hashes, origins_of
+from preference_export.checkpoint.tokenizer_check import check_tokenizers
+from preference_export.graph.casts import ParameterSpec, written_specs
+from preference_export.graph.external_data import check_external_data
+from preference_export.graph.length_buckets import write_onnx
+from preference_export.graph.precision import Recipe, recipe_of
+from preference_export.graph.quantise import quantised_gemms
+from preference_export.graph.ranges import ranges_of
+from preference_export.graph.write import (
+    checkpoint_shapes,
+    classifier_without_data,
+    export_onnx,
+    linear_modules,
+    parameter_specs,
+)
+
+KIND = "member"
+#: Key of a manifest's details.
+WEIGHT_BYTES = "weight_bytes"
+
+
+@dataclass(frozen=True)
+class OpenedMember:
+    """A member whose checkpoint was checked in full, without any tensor data read yet."""
+
+    architecture: Architecture
+    weights: MergedWeights
+    specs: Mapping[str, ParameterSpec]
+    labels: int
+    recipe: Recipe
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all weights in the ONNX file."""
+        return sum(spec.bytes for spec in self.specs.values())
+
+    @property
+    def merged_bytes(self) -> int:
+        """Bytes of all weights in a merged checkpoint, which is never quantised."""
+        return sum(torch.Size(shape).numel() for shape in self.weights.shapes.values()) * self.recipe.dtype.itemsize
+
+
+def folder_of(config: Config, member: Member) -> Path:
+    """Where the exported member lies."""
+    return config.build_folder / "members" / member.name
+
+
+def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
+    """Reads configuration and headers, and refuses whatever does not fit together."""
+    published = hugging_face_config(source.base.folder)
+    architecture = architecture_of(published)
+    architecture.check_length(member.max_tokens)
+    if member.engine == "tensorrt":
+        architecture.check_scores(config.serving.max_batch_size, member.max_tokens)
+    recipe = recipe_of(member)
+    model = classifier_without_data(architecture, len(config.labels))
+    modules = linear_modules(model)
+    base = open_base(source.base.folder, published, member.base_rounding, modules)
+    adapters = [read_adapter(adapter.folder, modules) for adapter in source.adapters]
+    for adapter in adapters:
+        check_named_base(adapter, member)
+    check_tokenizers(source)
+    if not adapters:
+        _check_label_order(member, published, config.labels)
+    weights = MergedWeights(base, adapters, checkpoint_shapes(model))
+    specs = written_specs(parameter_specs(model), recipe, quantised_gemms(modules, recipe))
+    return OpenedMember(architecture, weights, specs, len(config.labels), recipe)
+
+
+def _check_label_order(member: Member, published: Any, labels: Sequence[str]) -> None:
+    """Refuses a base whose own head has the configured labels in another order: every score would be of another one."""
+    named = [published.id2label[index] for index in sorted(published.id2label or {})]
+    if sorted(named) == sorted(labels) and named != list(labels):
+        raise ArtefactError(
+            f"The head of `{member.base}` has the labels {', '.join(named)}, the configuration has {', '.join(labels)}",
+            hint=f"Write `labels = {json.dumps(named)}`.",
+        )
+
+
+def settings_of(config: Config, member: Member) -> dict[str, Any]:
+    """The part of the configuration that decides the content of an exported member."""
+    if member.kind == "length_buckets":
+        return {"labels": list(config.labels), "kind": member.kind}
+    keys = ("template", "max_tokens", "truncation", "base_rounding")
+    values = {key: plain(getattr(member, key)) for key in keys}
+    return {"labels": list(config.labels), "recipe": recipe_of(member).described, **values}
+
+
+def export_member(
+    config: Config, member: Member, source: Source, started: Callable[[int], None], report: BytesDone
+) -> bool:
+    """Writes the member's ONNX, tokenizer and manifest; False when they were there, made from the same inputs.
+
+    `started` is told the number of bytes to come, `report` those written.
+    """
+    inputs = input_hashes(source)
+    ranges, origin = ranges_of(config, member, inputs) if recipe_of(member).calibrated else (None, None)
+    made_from = {"settings": settings_of(config, member), "inputs": inputs, "calibration": origin}
+    remove_remains(folder_of(config, member))
+    current = _current(folder_of(config, member), made_from)
+    if current is not None:
+        _note_origins(folder_of(config, member), current, source)
+        return False
+    if member.kind == "length_buckets":
+        _write_length_buckets(config, member, source, made_from)
+        return True
+    opened = open_member(config, member, source)
+    started(opened.bytes)
+    tokenisation = settings_of_checkpoint(source.base.folder, member)
+    with replaced(folder_of(config, member)) as folder:
+        write_tokenisation(folder, source.base.folder, tokenisation)
+        hashes = export_onnx(folder, opened.architecture, opened.weights, opened.labels, opened.recipe, report, ranges)
+        details = {"architecture": opened.architecture.model_type, WEIGHT_BYTES: opened.bytes, **origins_of(source)}
+        write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
+    return True
+
+
+def _write_length_buckets(config: Config, member: Member, source: Source, made_from: Mapping[str, Any]) -> None:
+    buckets = read_buckets(source.base.folder, config.labels)
+    with replaced(folder_of(config, member)) as folder:
+        write_buckets(folder, buckets)
+        hashes = write_onnx(folder, buckets)
+        weight_bytes = buckets.log_probabilities().nbytes
+        details = {"architecture": member.kind, WEIGHT_BYTES: weight_bytes, **origins_of(source)}
+        write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
+
+
+def exported_member(config: Config, member: Member) -> Manifest:
+    """The manifest of an exported member that is unchanged and of these settings."""
+    folder = folder_of(config, member)
+    manifest = verify(folder)
+    if manifest.made_from.get("settings") != settings_of(config, member):
+        raise ArtefactError(
+            f"`{folder}` was exported with other settings than the configuration has now",
+            hint="Run `preference-export all` with this configuration.",
+        )
+    check_external_data(folder / MODEL_FILE)
+    return manifest
+
+
+def _current(folder: Path, made_from: dict[str, Any]) -> Manifest | None:
+    try:
+        manifest = read_manifest(folder)
+        if manifest.made_from != made_from or manifest.versions != versions() or WEIGHT_BYTES not in manifest.details:
+            return None
+        return verify(folder)
+    except ArtefactError:
+        return None
+
+
+def _note_origins(folder: Path, manifest: Manifest, source: Source) -> None:
+    """Another revision may hold the same files: then only what the manifest says of it changes."""
+    origins = origins_of(source)
+    kept = {key: value for key, value in manifest.details.items() if key not in manifest.made_from["inputs"]}
+    if {**kept, **origins} != manifest.details:
+        amend_manifest(folder, manifest, details={**kept, **origins})

@@ -1,0 +1,253 @@
+"""The packed decoder: a sequence classifier that reads token ids joined end to end, without padding.
+
+Parameters carry the names and layouts of the Hugging Face checkpoint, so that weights are found by name. GEMMs run in
+the dtype of their weights; the residual stream, norms, rotary positions, soft-cap and softmax are float32. It knows
+nothing of files.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from preference_export.checkpoint.architecture import Activation, Architecture
+
+#: Name of the one tensor that is computed from the configuration and not read from the checkpoint.
+INVERSE_FREQUENCIES = "rotary.inverse_frequencies"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of a pack are, as indices.
+
+    `padded` `[sequences, longest]`: the packed index of each padded slot (slots past the end repeat the last token).
+    `packed` `[tokens]`: the flat padded slot of each token. `last` `[sequences]`: each sequence's last token.
+    `position` `[tokens]` within its sequence. Masks are true where a key is hidden: `after`
+    `[share * longest, longest]` from queries of all tokens, once per head of a group; `outside`
+    `[sequences, 1, 1, longest]` from last tokens.
+    """
+
+    padded: Tensor
+    packed: Tensor
+    last: Tensor
+    position: Tensor
+    after: Tensor
+    outside: Tensor
+
+
+def packing_of(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, share: int) -> Packing:
+    """Indices of a pack whose attention has `share` heads per group. Of two inputs only the shapes are read."""
+    bounds = cu_seqlens.long()
+    start, end = bounds[:-1], bounds[1:]
+    token = torch.arange(input_ids.shape[0], device=bounds.device)
+    column = torch.arange(max_seqlen.shape[0], device=bounds.device)
+    sequence = (token[:, None] >= end[None, :]).long().sum(1)
+    position = token - start.index_select(0, sequence)
+    return Packing(
+        padded=torch.minimum(start[:, None] + column, end[:, None] - 1),
+        packed=sequence * max_seqlen.shape[0] + position,
+        last=end - 1,
+        position=position,
+        after=column[None, :] > column.repeat(share)[:, None],
+        outside=(column[None, :] >= (end - start)[:, None])[:, None, None, :],
+    )
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of `x` `[n, features]` at `index` of any shape; written as a look-up so that it exports as one `Gather`."""
+    return F.embedding(index, x)
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm in float32; `offset` is added to the weight."""
+
+    def __init__(self, features: int, epsilon: float, offset: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(features))
+        self.epsilon, self.offset = epsilon, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return normed * (self.weight + self.offset if self.offset else self.weight)
+
+
+class Gemm(nn.Module):
+    """`x @ weight.T + bias`, multiplied in the dtype of the weight, float32 in and out."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = F.linear(x.to(self.weight.dtype), self.weight).float()
+        return product if self.bias is None else product + self.bias
+
+
+class Rotary(nn.Module):
+    """Cosine and sine `[rows, head_dim / 2]` of the rotary angle at each position `[rows]`."""
+
+    def __init__(self, frequencies: int) -> None:
+        super().__init__()
+        self.inverse_frequencies = nn.Parameter(torch.empty(frequencies))
+
+    def forward(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        angle = position[:, None].float() * self.inverse_frequencies
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary embedding of `x` `[rows, heads, head_dim]`, halves paired as in `transformers` (`rotate_half`)."""
+    first, second = x.chunk(2, dim=-1)
+    cosine, sine = cosine[:, None, :], sine[:, None, :]
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention, kept decomposed: no runtime's fused kernel has Gemma-2's soft-cap right everywhere."""
+
+    def __init__(self, a: Architecture, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.heads, self.groups, self.head_dim = a.heads, a.key_value_heads, a.head_dim
+        self.scale, self.soft_cap, self.dtype = a.attention_scale, a.attention_soft_cap, dtype
+        wide, narrow = a.heads * a.head_dim, a.key_value_heads * a.head_dim
+        self.q_proj = Gemm(a.hidden_size, wide, a.query_key_value_bias, dtype)
+        self.k_proj = Gemm(a.hidden_size, narrow, a.query_key_value_bias, dtype)
+        self.v_proj = Gemm(a.hidden_size, narrow, a.query_key_value_bias, dtype)
+        self.o_proj = Gemm(wide, a.hidden_size, a.attention_output_bias, dtype)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> Tensor:
+        """Every token attends to itself and what precedes it in its sequence: `[tokens, hidden]` in and out.
+
+        The causal mask is all it takes: slots past a sequence's end lie behind every token that is read back.
+        """
+        sequences, longest = p.padded.shape
+        share = self.heads // self.groups
+        query = rotate(self.q_proj(x).reshape(-1, self.heads, self.head_dim), *rotary) * self.scale
+        query = rows(query.flatten(1), p.padded).reshape(sequences, longest, self.groups, share, self.head_dim)
+        query = query.permute(0, 2, 3, 1, 4).reshape(sequences, self.groups, share * longest, self.head_dim)
+        context = self._attend(query, *self._keys_values(x, rotary, p), p.after)
+        context = context.reshape(sequences, self.groups, share, longest, self.head_dim).permute(0, 3, 1, 2, 4)
+        context = context.reshape(sequences * longest, self.heads * self.head_dim)
+        attended: Tensor = self.o_proj(rows(context, p.packed))
+        return attended
+
+    def last(self, x: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> Tensor:
+        """Only each sequence's last token attends: `[tokens, hidden]` in, `[sequences, hidden]` out."""
+        cosine, sine = (rows(angles, p.last) for angles in rotary)
+        query = self.q_proj(rows(x, p.last)).reshape(-1, self.heads, self.head_dim)
+        query = rotate(query, cosine, sine) * self.scale
+        query = query.reshape(-1, self.groups, self.heads // self.groups, self.head_dim)
+        context = self._attend(query, *self._keys_values(x, rotary, p), p.outside)
+        attended: Tensor = self.o_proj(context.flatten(1))
+        return attended
+
+    def _keys_values(self, x: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> tuple[Tensor, Tensor]:
+        """Keys `[sequences, groups, head_dim, longest]`, values `[sequences, groups, longest, head_dim]`."""
+        key = rotate(self.k_proj(x).reshape(-1, self.groups, self.head_dim), *rotary).flatten(1)
+        value = self.v_proj(x)
+        shape = (*p.padded.shape, self.groups, self.head_dim)
+        key, value = rows(key, p.padded).reshape(shape), rows(value, p.padded).reshape(shape)
+        return key.permute(0, 2, 3, 1), value.permute(0, 2, 1, 3)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
+        """`[sequences, groups, rows, head_dim]` for queries of that shape; `hidden` masks `[..., rows, longest]`."""
+        scores = torch.matmul(query.to(self.dtype), key.to(self.dtype)).float()
+        if self.soft_cap is not None:
+            scores = torch.tanh(scores / self.soft_cap) * self.soft_cap
+        scores = scores.masked_fill(hidden, torch.finfo(torch.float32).min)
+        return torch.matmul(scores.softmax(-1).to(self.dtype), value.to(self.dtype)).float()
+
+
+class GatedMlp(nn.Module):
+    """`down(activation(gate(x)) * up(x))`."""
+
+    def __init__(self, a: Architecture, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.activation: Activation = a.activation
+        self.gate_proj = Gemm(a.hidden_size, a.intermediate_size, a.mlp_bias, dtype)
+        self.up_proj = Gemm(a.hidden_size, a.intermediate_size, a.mlp_bias, dtype)
+        self.down_proj = Gemm(a.intermediate_size, a.hidden_size, a.mlp_bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate_proj(x)
+        gate = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
+        product: Tensor = self.down_proj(gate * self.up_proj(x))
+        return product
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each with its norms, around the residual stream."""
+
+    def __init__(self, a: Architecture, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.self_attn = Attention(a, dtype)
+        self.mlp = GatedMlp(a, dtype)
+        norms = (RmsNorm(a.hidden_size, a.norm_epsilon, a.norm_offset) for _ in range(4))
+        self.input_layernorm, self.post_attention_layernorm = next(norms), next(norms)
+        if a.post_norms:
+            self.pre_feedforward_layernorm, self.post_feedforward_layernorm = next(norms), next(norms)
+        self.post_norms = a.post_norms
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> Tensor:
+        """All tokens: `[tokens, hidden]` in and out."""
+        return self._rest(x, self.self_attn(self.input_layernorm(x), rotary, p))
+
+    def last(self, x: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> Tensor:
+        """Last tokens only, which is all that the final layer is asked for: `[sequences, hidden]` out."""
+        return self._rest(rows(x, p.last), self.self_attn.last(self.input_layernorm(x), rotary, p))
+
+    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
+        if self.post_norms:
+            x = x + self.post_attention_layernorm(attended)
+            change: Tensor = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        else:
+            x = x + attended
+            change = self.mlp(self.post_attention_layernorm(x))
+        return x + change
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm: from token ids to one hidden state per sequence."""
+
+    def __init__(self, a: Architecture, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(a.vocabulary, a.hidden_size, dtype=dtype)
+        self.layers = nn.ModuleList(DecoderLayer(a, dtype) for _ in range(a.layers))
+        self.norm = RmsNorm(a.hidden_size, a.norm_epsilon, a.norm_offset)
+        self.embedding_scale = a.embedding_scale
+
+    def forward(self, input_ids: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> Tensor:
+        x = self.embed_tokens(input_ids).float()
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
+        for layer in self.layers[:-1]:
+            x = layer(x, rotary, p)
+        final = self.layers[-1]
+        assert isinstance(final, DecoderLayer)
+        pooled: Tensor = self.norm(final.last(x, rotary, p))
+        return pooled
+
+
+class PackedClassifier(nn.Module):
+    """Logits FP32 `[sequences, labels]` of sequences packed end to end.
+
+    `dtype` is that of embedding and GEMM weights; norms, biases and the score head stay float32. The last token of each
+    sequence is pooled, by `cu_seqlens`. Hugging Face pools the last token that is not the pad id, which is another one
+    where a text ends in the pad token (pad = eos).
+    """
+
+    def __init__(self, architecture: Architecture, labels: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.share = architecture.heads // architecture.key_value_heads
+        self.rotary = Rotary(len(architecture.inverse_frequencies))
+        self.model = Decoder(architecture, dtype)
+        self.score = Gemm(architecture.hidden_size, labels, bias=False, dtype=torch.float32)
+
+    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor) -> Tensor:
+        """`input_ids` INT32 `[tokens]`, `cu_seqlens` INT32 `[sequences + 1]`, `max_seqlen` `[longest]` (its shape)."""
+        packing = packing_of(input_ids, cu_seqlens, max_seqlen, self.share)
+        pooled = self.model(input_ids, self.rotary(packing.position), packing)
+        logits: Tensor = self.score(pooled)
+        return logits

@@ -1,0 +1,125 @@
+"""Which GEMMs are quantised, and their weights and scales, made one tensor at a time.
+
+Symmetric throughout: one scale per output channel of a weight, one per tensor of activations. How they stand in the
+graph is the business of `graph_precision`, what ranges activations have that of `calibration`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from preference_core.errors import ConfigError
+from preference_export.graph.precision import Recipe
+
+#: Largest magnitude that is used. Dynamic INT8 keeps weights to 7 bits: CPUs without VNNI add two products of an 8-bit
+#: weight and an unsigned 8-bit activation in 16 bits, which saturates.
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+LARGEST_DYNAMIC = 64.0
+#: GEMMs of one module that read the same activations share one scale, so that these are quantised once.
+SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+DECODER = "model."
+#: What a quantised GEMM has beside its weight. The latter two belong to the first of those that share an input.
+WEIGHT_SCALE, SMOOTHING, INPUT_SCALE = "weight_scale", "smoothing", "input_scale"
+
+#: Largest magnitude of each input feature `[inputs]` of a GEMM, by the name of its module.
+Ranges = Mapping[str, Tensor]
+
+
+class Weights(Protocol):
+    """Tensors by name, read when asked for, in blocks of rows."""
+
+    def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]: ...
+
+
+def quantised_gemms(gemms: Sequence[str], recipe: Recipe) -> list[str]:
+    """Those of `gemms` that `recipe` quantises. A pattern that keeps nothing is an error: it is misspelt."""
+    if recipe.quantised is None:
+        return []
+    names = [name for name in gemms if name.startswith(DECODER)]
+    kept: set[str] = set()
+    for pattern in recipe.keep:
+        matched = {name for name in names if fnmatchcase(name.removeprefix(DECODER), pattern.removeprefix(DECODER))}
+        if not matched:
+            raise ConfigError(
+                f"`quantisation.keep` has the pattern `{pattern}`, which no GEMM matches",
+                hint=f"GEMMs are called `{names[0].removeprefix(DECODER)}` and so on.",
+            )
+        kept |= matched
+    return [name for name in names if name not in kept]
+
+
+def grouped(names: Sequence[str]) -> list[list[str]]:
+    """The same names, in groups that read the same activations."""
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        kind = next((kinds for kinds in SHARED_INPUTS if own in kinds), (own,))
+        groups.setdefault((parent, kind), []).append(name)
+    return list(groups.values())
+
+
+class QuantisedWeights:
+    """The weights of a quantised model by its parameters' names, made from float ones as they stream by."""
+
+    def __init__(self, weights: Weights, names: Sequence[str], recipe: Recipe, ranges: Ranges) -> None:
+        """`names` are those of the quantised GEMMs; `ranges` are needed unless scales are found at run time."""
+        assert recipe.quantised is not None
+        self.weights, self.recipe, self.ranges, self.dtype = weights, recipe, ranges, recipe.quantised
+        self.groups = {name: group for group in grouped(names) for name in group}
+        self._scales: dict[str, list[Tensor]] = {}
+        self._stretches: dict[str, Tensor] = {}
+
+    def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+        """As `MergedWeights.blocks`. The scales of a weight are known once the weight itself was asked for."""
+        module, _, part = name.rpartition(".")
+        if module not in self.groups or part == "bias":
+            yield from self.weights.blocks(name, dtype)
+        elif part == "weight":
+            yield from self._quantised(module, name)
+        elif part == WEIGHT_SCALE:
+            yield torch.cat(self._scales.pop(module))
+        elif part == SMOOTHING:
+            yield 1 / self._stretch(module)
+        else:
+            yield scale_of((self.ranges[module] / self._stretch(module)).max(), LARGEST[self.dtype], dtype)
+
+    def _quantised(self, module: str, name: str) -> Iterator[Tensor]:
+        largest = LARGEST_DYNAMIC if self.recipe.dynamic else LARGEST[self.dtype]
+        scales = self._scales.setdefault(module, [])
+        for block in self.weights.blocks(name, torch.float32):
+            stretched = block * self._stretch(module) if self.recipe.alpha is not None else block
+            scale = scale_of(stretched.abs().amax(1), largest, self.recipe.dtype)
+            scales.append(scale)
+            yield quantised(stretched, scale[:, None].float(), largest, self.dtype)
+
+    def _stretch(self, module: str) -> Tensor:
+        """What each input feature of a weight is multiplied by, and the activations divided by: SmoothQuant's
+        `max|x|^alpha / max|w|^(1 - alpha)` (Xiao et al., 2023), with the largest weight of all GEMMs that share them.
+        """
+        first = self.groups[module][0]
+        if self.recipe.alpha is None:
+            return torch.ones(())
+        if first not in self._stretches:
+            largest = torch.stack([self._column_maxima(f"{name}.weight") for name in self.groups[first]]).amax(0)
+            activations = self.ranges[first]
+            stretch = activations**self.recipe.alpha / largest ** (1 - self.recipe.alpha)
+            self._stretches[first] = torch.where((activations > 0) & (largest > 0), stretch, 1.0)
+        return self._stretches[first]
+
+    def _column_maxima(self, name: str) -> Tensor:
+        return torch.stack([block.abs().amax(0) for block in self.weights.blocks(name, torch.float32)]).amax(0)
+
+
+def scale_of(magnitude: Tensor, largest: float, dtype: torch.dtype) -> Tensor:
+    """The step by which `magnitude` becomes `largest`, in the dtype it is stored in; 1 where there is nothing."""
+    scale = (magnitude / largest).to(dtype)
+    return torch.where(scale > 0, scale, torch.ones((), dtype=dtype))
+
+
+def quantised(values: Tensor, scale: Tensor, largest: float, dtype: torch.dtype) -> Tensor:
+    """`values / scale`, rounded to even and clipped to `largest`, as QuantizeLinear does."""
+    steps = (values / scale).clamp(-largest, largest)
+    return (steps.round() if dtype == torch.int8 else steps).to(dtype)

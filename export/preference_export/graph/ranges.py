@@ -1,0 +1,49 @@
+"""The measured ranges of a member's activations: where they lie, what they were measured on, and how they are read.
+
+Measuring them is `original.calibration`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from preference_core.errors import ArtefactError
+from preference_core.manifest import verify
+from preference_core.settings import Config, Member
+from preference_core.structure import plain
+from preference_export.graph.quantise import Ranges
+
+KIND = "calibration"
+RANGES_FILE = "calibration.safetensors"
+
+
+def calibration_folder(config: Config, member: Member) -> Path:
+    """Where the ranges of a member lie."""
+    return config.build_folder / "calibrations" / member.name
+
+
+def ranges_of(config: Config, member: Member, inputs: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
+    """The measured ranges of a member by GEMM, and what identifies them.
+
+    `ArtefactError` when there are none, or they are of other files than `inputs` (hashes by role) or other settings.
+    """
+    folder = calibration_folder(config, member)
+    if not folder.is_dir():
+        raise ArtefactError(
+            f"Member `{member.name}` is not calibrated: there is no `{folder}`",
+            hint="Run `preference-export calibrate` (or `all`) with this configuration.",
+        )
+    manifest = verify(folder)
+    for key, now in (("settings", calibration_settings(member)), ("inputs", inputs)):
+        if manifest.made_from.get(key) != now:
+            what = "settings" if key == "settings" else "files of `base` and `adapter`"
+            raise ArtefactError(
+                f"Member `{member.name}` was calibrated with other {what} than there are now: `{folder}`",
+                hint="Run `preference-export calibrate` (or `all`) with this configuration.",
+            )
+    return load_file(folder / RANGES_FILE), {"sha256": manifest.files[RANGES_FILE].sha256}
+
+
+def calibration_settings(member: Member) -> dict[str, Any]:
+    return {key: plain(getattr(member, key)) for key in ("template", "max_tokens", "truncation", "base_rounding")}

@@ -1,0 +1,143 @@
+"""Ranges of activations, measured by NVIDIA ModelOpt on the original model reading the configuration's sample battles.
+
+What is kept is the largest magnitude of every input feature of every GEMM, in `build/NAME/calibrations/MEMBER`. All
+scales (INT8 at any SmoothQuant alpha, FP8) follow from it and the weights, so one calibration serves them all.
+"""
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+
+from preference_core.errors import ArtefactError, ConfigError, UserError
+from preference_core.manifest import read_manifest, sha256_of, verify, write_manifest
+from preference_core.settings import Config, Member
+from preference_core.tokenisation import BattleTokenizer, settings_of_checkpoint, write_tokenisation
+from preference_export.artefacts.folders import remove_remains, replaced
+from preference_export.artefacts.versions import versions
+from preference_export.checkpoint.source import Source, input_hashes
+from preference_export.graph.quantise import DECODER
+from preference_export.graph.ranges import KIND, RANGES_FILE, calibration_folder, calibration_settings
+from preference_export.original.sample import Sample, read_sample
+from preference_export.original.whole import Reference
+
+#: ModelOpt keeps the largest magnitude per feature of what each projection reads, and changes nothing.
+MEASURE_INPUTS = {
+    "quant_cfg": [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*_proj.input_quantizer", "cfg": {"num_bits": 8, "axis": -1}},
+    ],
+    "algorithm": "max",
+}
+
+
+def calibrate_member(config: Config, member: Member, source: Source, reference: Callable[[], Reference]) -> bool:
+    """Measures and writes the ranges of a member; False when they were there, made from the same inputs.
+
+    `reference` loads the original model, if it is needed.
+    """
+    sample_path = sample_of(config)
+    made_from = {
+        "settings": calibration_settings(member),
+        "inputs": input_hashes(source),
+        "sample": sha256_of(sample_path),
+    }
+    made_by = {**_modelopt_version(), **versions()}
+    remove_remains(calibration_folder(config, member))
+    if _is_current(calibration_folder(config, member), made_from, made_by):
+        return False
+    sequences = tokenised(member, source, read_sample(sample_path, config.labels))
+    ranges = measured_ranges(reference(), sequences)
+    with replaced(calibration_folder(config, member)) as folder:
+        save_file({name: ranges[name].contiguous() for name in sorted(ranges)}, folder / RANGES_FILE)
+        write_manifest(folder, KIND, made_from=made_from, versions=made_by, details={"sequences": len(sequences)})
+    return True
+
+
+def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int32]]) -> dict[str, torch.Tensor]:
+    """Largest magnitude of each input feature `[inputs]` of every GEMM, by module, over `sequences`.
+
+    The adapter is merged first, in place: quantised are the merged weights.
+    """
+    quantization = _modelopt()
+    if isinstance(reference.model, PeftModel):
+        reference.model = reference.model.merge_and_unload()
+    with _quiet():
+        quantization.quantize(reference.model, MEASURE_INPUTS, lambda model: reference.logits(sequences))
+    quantizers = {
+        name: module.input_quantizer
+        for name, module in reference.model.named_modules()
+        if name.startswith(DECODER) and hasattr(module, "input_quantizer")
+    }
+    return {
+        name: q.amax.detach().float().flatten().cpu().clone() for name, q in quantizers.items() if q.amax is not None
+    }
+
+
+def tokenised(member: Member, source: Source, sample: Sample) -> list[npt.NDArray[np.int32]]:
+    """Token ids of the sample's battles, each with its responses in both orders."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenisation(Path(folder), source.base.folder, settings_of_checkpoint(source.base.folder, member))
+        tokenizer = BattleTokenizer.from_folder(Path(folder))
+    battles = [*sample.battles, *(battle.swapped() for battle in sample.battles)]
+    return [battle.ids for battle in tokenizer.encode_batch(battles)]
+
+
+def sample_of(config: Config) -> Path:
+    """The file of sample battles."""
+    if config.data.sample is None:
+        raise ConfigError("`data.sample` is missing", hint="Name a file of battles; parity is measured on them.")
+    path = Path(config.data.sample)
+    if not path.is_file():
+        raise ConfigError(f"`data.sample` is `{path}`, which is no file", hint="Name a CSV or Parquet file of battles.")
+    return path
+
+
+def _modelopt() -> Any:
+    try:
+        with _quiet():
+            import modelopt.torch.quantization as quantization
+    except ImportError as error:
+        raise UserError(
+            f"NVIDIA ModelOpt is not installed here: {error}",
+            hint='Install it with `pip install "preference-export[calibration]"`.',
+        ) from error
+    return quantization
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keeps to itself what ModelOpt prints to stdout (which is for results) and warns of its own insides."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _modelopt_version() -> dict[str, str]:
+    """The installed version. Where there is none, ranges that were measured elsewhere still count."""
+    try:
+        return {"nvidia-modelopt": version("nvidia-modelopt")}
+    except PackageNotFoundError:
+        return {}
+
+
+def _is_current(folder: Path, made_from: dict[str, Any], made_by: dict[str, str]) -> bool:
+    try:
+        manifest = read_manifest(folder)
+        known = {package: manifest.versions.get(package) for package in made_by}
+        if manifest.made_from != made_from or known != made_by:
+            return False
+        verify(folder)
+    except ArtefactError:
+        return False
+    return True

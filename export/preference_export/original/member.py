@@ -1,0 +1,39 @@
+"""The original model of a member: what its artefacts are compared with, and calibrated on."""
+
+import math
+
+from preference_core.lengths import read_buckets
+from preference_core.settings import Config, Member
+from preference_export.checkpoint.files import TensorFiles
+from preference_export.checkpoint.source import Source
+from preference_export.graph.member import open_member
+from preference_export.original.classifier import Classifier
+from preference_export.original.layered import LayeredReference
+from preference_export.original.lengths import LengthReference
+from preference_export.original.memory import device_in_use, fits
+from preference_export.original.whole import Reference
+
+FLOAT_BYTES = 4
+
+
+def reference_of(config: Config, member: Member, source: Source) -> Classifier:
+    """What a member is compared with: the original model, whole where it fits into memory, or its length buckets."""
+    if member.kind == "length_buckets":
+        return LengthReference(read_buckets(source.base.folder, config.labels))
+    weights = open_member(config, member, source).weights
+    parameters = sum(math.prod(shape) for shape in weights.shapes.values())
+    if len(source.adapters) > 1 or fits(FLOAT_BYTES * parameters, device_in_use()):
+        return _whole(source, weights.base, len(config.labels))
+    adapter = source.adapters[0].folder if source.adapters else None
+    return LayeredReference(source.base.folder, adapter, len(config.labels), weights.base)
+
+
+def original_of(config: Config, member: Member, source: Source) -> Reference:
+    """The original model, whole."""
+    return _whole(source, open_member(config, member, source).weights.base, len(config.labels))
+
+
+def _whole(source: Source, base: TensorFiles, labels: int) -> Reference:
+    """A base that is not what `transformers` would load is handed over tensor by tensor."""
+    stored = None if type(base) is TensorFiles else base
+    return Reference(source.base.folder, [adapter.folder for adapter in source.adapters], labels, stored)

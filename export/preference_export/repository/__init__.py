@@ -1,0 +1,1 @@
+"""From members that passed the gate to a Triton model repository."""

@@ -1,0 +1,238 @@
+"""Assembles the Triton model repository of an ensemble from its checked members.
+
+All models share one version number, which grows with every change of content. The repository before the last change is
+kept whole beside it, so that a roll-back exchanges two folders: an ensemble's configuration belongs to all its
+versions, so version folders of different exports could not share one.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from preference_core import tensors
+from preference_core.encoders import ENCODER_FILES
+from preference_core.errors import ArtefactError
+from preference_core.manifest import Manifest, fingerprint, read_manifest, sha256_of, verify, write_manifest
+from preference_core.settings import Config, Member, combination_of
+from preference_core.structure import plain, structure
+from preference_core.triton_model import UNCHECKED
+from preference_export.artefacts.folders import end_exchange, exchange, link_or_copy, replaced
+from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
+from preference_export.checkpoint.source import check_made_from
+from preference_export.engine.artefact import built_engine, engine_folder
+from preference_export.gate.parity import BROKEN, Parity, exceeded, limits_of
+from preference_export.graph.member import exported_member, folder_of
+from preference_export.repository.triton_config import model_configs, text_of
+
+KIND = "repository"
+CONFIG_FILE = "config.pbtxt"
+PROGRAM_FILE = "model.py"
+COMBINATION_FILE = "combination.json"
+
+#: Which program of `model_repository/` each Python model runs.
+PROGRAMS = {
+    tensors.TOKENIZE: tensors.TOKENIZE,
+    tensors.COMBINE: tensors.COMBINE,
+    tensors.COMBINE_SYMMETRIC: tensors.COMBINE,
+}
+#: Stands for the version folder while the content, which does not depend on it, is compared.
+VERSION = "VERSION"
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Version now in the repository, and whether this run changed it."""
+
+    version: int
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file to be: text to write, or an existing file with its known SHA-256."""
+
+    text: str | None = None
+    source: Path | None = None
+    sha256: str = ""
+
+
+def previous_of(config: Config) -> Path:
+    """Where the repository before the last change is kept."""
+    return config.repository.with_name(f"{config.repository.name}.previous")
+
+
+def assemble(
+    config: Config,
+    programs: Path,
+    *,
+    allow_unchecked: bool = False,
+    check_inputs: bool = False,
+) -> Assembled:
+    """Builds `config.repository` from checked members; leaves it alone when its content would be the same.
+
+    `programs` is the project's `model_repository/`. Raises `ArtefactError` for members that are not checked, unless
+    `allow_unchecked`: then the manifest names them, and the server's log will. What did not pass, or would not pass
+    today's limits, is always refused. `check_inputs` refuses a member that was exported from another base or adapter
+    than the configuration names now.
+    """
+    end_exchange(config.repository, previous_of(config))
+    manifests = {member.name: exported_member(config, member) for member in config.members}
+    engines = {member.name: built_engine(config, member) for member in config.members if member.engine == "tensorrt"}
+    for member in config.members:
+        exported, engine = manifests[member.name], engines.get(member.name)
+        if check_inputs:
+            check_made_from(member, exported)
+        for manifest in (exported, engine) if engine else (exported,):
+            _check_record(member, manifest.parity)
+    parity = {name: (engines.get(name) or manifest).parity for name, manifest in manifests.items()}
+    unchecked = [name for name, record in parity.items() if not record]
+    if unchecked and not allow_unchecked:
+        raise ArtefactError(
+            f"What would be served of `{unchecked[0]}` was not compared with the original model",
+            hint="Run `preference-export check` where it runs (an engine: on its GPU), or give `--unchecked`.",
+        )
+    parts = _sources(config, programs) | _artefacts(config, manifests, engines)
+    content = fingerprint({"files": {name: part.sha256 for name, part in parts.items()}, "unchecked": unchecked})
+    current = _current(config.repository)
+    if current is not None and current.made_from.get("content") == content:
+        return Assembled(int(current.details["version"]), changed=False)
+    version = 1 + max(map(_latest_version, (config.repository, previous_of(config))))
+    with replaced(config.repository, keep_as=previous_of(config)) as folder:
+        hashes = _write(folder, parts, version)
+        for ensemble in (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC):
+            (folder / ensemble / str(version)).mkdir()
+        write_manifest(
+            folder,
+            KIND,
+            made_from={"content": content, "members": {name: plain(m.made_from) for name, m in manifests.items()}},
+            versions={
+                name: value for m in (*manifests.values(), *engines.values()) for name, value in m.versions.items()
+            },
+            parity=parity,
+            details={
+                "ensemble": config.name,
+                "version": version,
+                "labels": list(config.labels),
+                "members": [member.name for member in config.members],
+                "engines": {name: engine.details for name, engine in engines.items()},
+                UNCHECKED: unchecked,
+            },
+            known_hashes=hashes,
+        )
+    return Assembled(version, changed=True)
+
+
+def _check_record(member: Member, record: Mapping[str, Any]) -> None:
+    """Refuses what a comparison found broken, and what was measured to be above the limits as they are now."""
+    if not record:
+        return
+    broken = record.get(BROKEN)
+    if broken is None:
+        measured = {field.name: record[field.name] for field in fields(Parity) if field.name in record}
+        broken = exceeded(structure(Parity, measured), limits_of(member.precision, member.parity))
+    if broken:
+        raise ArtefactError(
+            f"Member `{member.name}` does not reproduce the original model: {'; '.join(broken)}",
+            hint="Use a wider `precision`, or set `parity` limits you accept; then run `preference-export all`.",
+        )
+
+
+def roll_back(config: Config) -> int:
+    """Exchanges the repository with the one before it; returns the version now in place."""
+    previous = previous_of(config)
+    end_exchange(config.repository, previous)
+    if not previous.is_dir():
+        raise ArtefactError(f"`{previous}` does not exist: there is nothing to go back to")
+    version = verify(previous).details.get("version")
+    if not isinstance(version, int):
+        raise ArtefactError(f"The manifest of `{previous}` has no `version`", hint="Do not serve what was changed.")
+    exchange(config.repository, previous)
+    return version
+
+
+def write_sources(config: Config, programs: Path, output: Path) -> list[Path]:
+    """Writes what the repository of `config` holds without engines and tokenizers: configurations and programs."""
+    written = []
+    for name, part in _sources(config, programs).items():
+        path = output / name.replace(VERSION, "1")
+        if path.name == COMBINATION_FILE:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if part.source is None:
+            path.write_text(part.text or "", encoding="utf-8")
+        elif not (path.exists() and path.samefile(part.source)):
+            shutil.copyfile(part.source, path)
+        written.append(path)
+    return written
+
+
+def _sources(config: Config, programs: Path) -> dict[str, Part]:
+    """Everything that follows from configuration and programs alone, by path."""
+    parts = {f"{name}/{CONFIG_FILE}": _text(text_of(message)) for name, message in model_configs(config).items()}
+    for model, program in PROGRAMS.items():
+        source = programs / program / "1" / PROGRAM_FILE
+        if not source.is_file():
+            raise ArtefactError(
+                f"There is no `{source}`", hint="Run in the project's root, or name its `model_repository` folder."
+            )
+        parts[f"{model}/{VERSION}/{PROGRAM_FILE}"] = Part(source=source, sha256=sha256_of(source))
+    rule = json.dumps(plain(combination_of(config)), indent=1, sort_keys=True) + "\n"
+    for model in (tensors.COMBINE, tensors.COMBINE_SYMMETRIC):
+        parts[f"{model}/{VERSION}/{COMBINATION_FILE}"] = _text(rule)
+    return parts
+
+
+def _artefacts(config: Config, manifests: Mapping[str, Manifest], engines: Mapping[str, Manifest]) -> dict[str, Part]:
+    """The files of every member, by path; what is run goes to the member's model, encoders to `tokenize`."""
+    parts = {}
+    for member in config.members:
+        folder, manifest = folder_of(config, member), manifests[member.name]
+        for file in filter(manifest.files.__contains__, ENCODER_FILES):
+            path = f"{tensors.TOKENIZE}/{VERSION}/{member.name}/{file}"
+            parts[path] = Part(source=folder / file, sha256=manifest.files[file].sha256)
+        run: tuple[str, ...] = (MODEL_FILE, DATA_FILE)
+        if member.name in engines:
+            folder, manifest, run = engine_folder(config, member), engines[member.name], (PLAN_FILE,)
+        for file in filter(manifest.files.__contains__, run):
+            parts[f"{member.name}/{VERSION}/{file}"] = Part(source=folder / file, sha256=manifest.files[file].sha256)
+    return parts
+
+
+def _write(folder: Path, parts: Mapping[str, Part], version: int) -> dict[str, str]:
+    """Writes every part; returns the known SHA-256 of each file by its final path."""
+    hashes = {}
+    for name, part in parts.items():
+        final = name.replace(VERSION, str(version))
+        path = folder / final
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if part.source is None:
+            path.write_text(part.text or "", encoding="utf-8")
+        else:
+            link_or_copy(part.source, path)
+        hashes[final] = part.sha256
+    return hashes
+
+
+def _text(text: str) -> Part:
+    return Part(text=text, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+def _current(repository: Path) -> Manifest | None:
+    """The manifest of a repository that is there and unchanged."""
+    try:
+        manifest = verify(repository)
+    except ArtefactError:
+        return None
+    return manifest if isinstance(manifest.details.get("version"), int) else None
+
+
+def _latest_version(repository: Path) -> int:
+    """The highest version of a repository, from its manifest; 0 when there is none."""
+    try:
+        return int(read_manifest(repository).details["version"])
+    except (ArtefactError, KeyError, ValueError, TypeError):
+        return max((int(path.name) for path in repository.glob("*/[0-9]*") if path.name.isdigit()), default=0)

@@ -1,0 +1,1 @@
+"""Files of labelled battles: read, split, and described by their lengths."""

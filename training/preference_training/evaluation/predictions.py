@@ -1,0 +1,164 @@
+"""Files of predictions, as `preference-score` writes them: read back by id, checked, and written the same way.
+
+It knows nothing of where predictions come from or what they are compared with.
+"""
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from preference_core.errors import UserError, nearest
+from preference_core.metrics import joined_by_id
+from preference_core.settings import Config
+from preference_training.battles.rows import rows_by_id
+from preference_training.statistics.intervals import Array
+
+#: Name of the combined predictions among those of the members.
+ENSEMBLE = "ensemble"
+
+#: Rows of probabilities must sum to 1 within this: files may have been written with few digits.
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of `n` battles.
+
+    `ensemble` `[n, labels]`, and `members`, the same by member, before weighting and post-processing. `dropped` has
+    the tokens `[n]` that truncation cut for a member, where the file says so.
+    """
+
+    ids: tuple[str, ...]
+    ensemble: Array
+    members: Mapping[str, Array]
+    dropped: Mapping[str, npt.NDArray[np.int64]]
+
+    def in_order_of(self, ids: Sequence[str]) -> "Predictions":
+        """The same predictions in the order of `ids`. Raises `UserError` unless both are the same set."""
+        rows = {identity: row for row, identity in enumerate(self.ids)}
+        order = [row for _, row, _ in joined_by_id(rows, dict.fromkeys(ids))]
+        return Predictions(
+            tuple(ids),
+            self.ensemble[order],
+            {name: values[order] for name, values in self.members.items()},
+            {name: values[order] for name, values in self.dropped.items()},
+        )
+
+
+def read_predictions(path: Path, config: Config) -> Predictions:
+    """Reads a file with the columns that `preference-score` and `preference-train predict` write.
+
+    Holds those members of `config` that the file has columns of. Raises `UserError` at an id that is missing or
+    repeated, a missing column, and a row that holds no probabilities.
+    """
+    rows = rows_by_id(path)
+    if not rows:
+        raise UserError(f"`{path}` holds no predictions")
+    table = list(rows.values())
+    members, dropped = {}, {}
+    for member in config.members:
+        columns = member_columns(member.name, config.labels)
+        if any(column in table[0] for column in columns):
+            members[member.name] = _probabilities(path, table, columns)
+            column = dropped_column(member.name)
+            if column in table[0]:
+                dropped[member.name] = _counts(path, table, column)
+    return Predictions(tuple(rows), _probabilities(path, table, config.labels), members, dropped)
+
+
+def read_member_predictions(paths: Sequence[Path], config: Config) -> dict[Path, Predictions]:
+    """The predictions in files that may each hold some members of `config`, and all of them together.
+
+    Raises `UserError` when a member is in none or in two of the files.
+    """
+    files: dict[Path, Predictions] = {}
+    found: dict[str, Path] = {}
+    for path in paths:
+        files[path] = read_predictions(path, config)
+        for name in files[path].members:
+            if name in found:
+                raise UserError(f"Both `{found[name]}` and `{path}` hold predictions of `{name}`")
+            found[name] = path
+    missing = [member.name for member in config.members if member.name not in found]
+    if missing:
+        raise UserError(
+            f"There are no predictions of `{missing[0]}`, a member of `{config.name}`",
+            hint=f"Name a file with the columns {', '.join(member_columns(missing[0], config.labels))}.",
+        )
+    return files
+
+
+def write_predictions(path: Path, predictions: Predictions, labels: Sequence[str]) -> None:
+    """Writes the CSV file that `preference-score` would: FP32 as the shortest text that gives the same number again."""
+    header = ["id", *labels]
+    floats = [predictions.ensemble, *predictions.members.values()]
+    header += [column for name in predictions.members for column in member_columns(name, labels)]
+    header += [dropped_column(name) for name in predictions.dropped]
+    columns = [column for values in floats for column in np.asarray(values, dtype=np.float32).T]
+    columns += [values.astype(np.int32) for values in predictions.dropped.values()]
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(zip(predictions.ids, *(_texts(column) for column in columns), strict=True))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def member_columns(member: str, labels: Sequence[str]) -> list[str]:
+    """Columns of one member's probabilities."""
+    return [f"{member}_{label}" for label in labels]
+
+
+def dropped_column(member: str) -> str:
+    """Column of the number of tokens that truncation cut for one member."""
+    return f"{member}_dropped_tokens"
+
+
+def _texts(column: npt.NDArray[Any]) -> list[str]:
+    texts: list[str] = pa.array(np.ascontiguousarray(column)).cast(pa.string()).to_pylist()
+    return texts
+
+
+def _counts(path: Path, rows: Sequence[Mapping[str, Any]], column: str) -> npt.NDArray[np.int64]:
+    """`[rows]`; every row must hold a whole number, which may be written as `3.0`."""
+    counts = []
+    for row in rows:
+        try:
+            count = float(row[column])
+        except (TypeError, ValueError):
+            count = math.nan
+        if not (0 <= count < 2**31 and count.is_integer()):
+            raise UserError(
+                f"`{path}`: `{column}` of the id `{row['id']}` is {row[column]!r}, expected a whole number",
+                hint="Remove the column where the counts are not known.",
+            )
+        counts.append(int(count))
+    return np.array(counts, dtype=np.int64)
+
+
+def _probabilities(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Array:
+    """`[rows, columns]`; every row must hold probabilities that sum to 1."""
+    missing = [column for column in columns if column not in rows[0]]
+    if missing:
+        raise UserError(f"`{path}` has no column `{missing[0]}`", hint=nearest(missing[0], rows[0]))
+    try:
+        values = np.array([[float(row[column]) for column in columns] for row in rows])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"`{path}`: {columns[0]} and its neighbours are not all numbers: {error}") from error
+    good = np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (abs(values.sum(axis=1) - 1) <= _SUM_TOLERANCE)
+    if not good.all():
+        wrong = rows[int(np.argmin(good))]
+        shown = ", ".join(f"{column} {wrong[column]}" for column in columns)
+        raise UserError(f"`{path}`: the row of id `{wrong['id']}` holds no probabilities: {shown}")
+    return values

@@ -1,0 +1,45 @@
+"""What decides a member's adapter, and whether the one that is there is still the right one.
+
+Apart from `fit`, so that an adapter that is up to date costs no import of torch.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from preference_core.errors import ConfigError
+from preference_core.settings import Config, Member, is_hub_id
+from preference_core.structure import plain
+from preference_training.fit.recipe import recipe_of
+from preference_training.stages import Stage, content_of
+
+#: Raise this when the code changes what a recipe means.
+FIT_VERSION = 3
+
+
+def adapter_stage(config: Config, member: Member) -> Stage:
+    """The folder of a member's adapter, made from its recipe, its base, the battles and how they are read."""
+    if not isinstance(member.adapter, str) or member.adapter_revision is not None:
+        absent = "is a list" if member.adapter else "is missing"
+        given = "has a revision on the hub" if member.adapter_revision else absent
+        raise ConfigError(
+            f"`adapter` of `{member.name}` {given}, expected a folder to write to",
+            hint=f"Let it be `{config.build_folder}/adapters/{member.name}`.",
+        )
+    base: Any = [member.base, member.revision] if is_hub_id(member.base) else content_of(Path(member.base))
+    files = {"train": train_file(config), "validation": config.data.validation}
+    made_from = {
+        "code": FIT_VERSION,
+        "base": {"name": member.base, "content": base},
+        "labels": list(config.labels),
+        "reading": [member.template, member.max_tokens, plain(member.truncation)],
+        "recipe": plain(recipe_of(member)),
+        "battles": {part: content_of(Path(file)) for part, file in files.items() if file},
+    }
+    return Stage(Path(member.adapter), "adapter", made_from, packages=("peft", "torch", "transformers"))
+
+
+def train_file(config: Config) -> str:
+    """The file of the battles to train on; `ConfigError` when the configuration names none."""
+    if config.data.train is None:
+        raise ConfigError("There is nothing to train on: `data.train` is missing")
+    return config.data.train

@@ -1,0 +1,48 @@
+"""The shape of a member's base, from its `config.json` alone: no weights, and where it can be, no network.
+
+Torch is not imported here, so that planning starts at once.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from preference_core.errors import SystemFailure, UserError
+from preference_core.published import BASES, Shape
+from preference_core.settings import Member, is_hub_id
+
+
+def shape_of(member: Member) -> Shape:
+    """What the `config.json` of the base says.
+
+    A folder describes itself; of a hub id the published shape is known here, else `config.json` alone is fetched.
+    """
+    if not is_hub_id(member.base):
+        return _read(Path(member.base) / "config.json", member)
+    if member.base in BASES:
+        return BASES[member.base]
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return _read(Path(hf_hub_download(member.base, "config.json", revision=member.revision)), member)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SystemFailure(
+            f"The config.json of `{member.base}`, the base of `{member.name}`, cannot be fetched: {error}",
+            hint="Check the network, and set HF_TOKEN to a token that may read it.",
+        ) from error
+
+
+def _read(path: Path, member: Member) -> dict[str, Any]:
+    try:
+        shape = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"`{path.parent}`, the base of `{member.name}`, is no checkpoint: it has no config.json",
+            hint="`preference-train generate CONFIG` makes tiny bases.",
+        ) from error
+    except ValueError as error:
+        raise UserError(f"`{path}` is no JSON: {error}") from error
+    if not isinstance(shape, dict) or "model_type" not in shape:
+        raise UserError(f"`{path}` names no `model_type`")
+    return shape

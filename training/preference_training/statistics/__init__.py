@@ -1,0 +1,1 @@
+"""Intervals, folds and small convex problems: arrays in, numbers out."""

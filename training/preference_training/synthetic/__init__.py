@@ -1,0 +1,1 @@
+"""Generated battles, tiny bases and twins, for machines without the real ones."""

@@ -1,0 +1,148 @@
+"""The generated part of a configuration: battles, and the tiny bases that its members are trained from.
+
+Says what `[training.battles]` and `[training.tiny]` mean, and makes the folders of `build/NAME` from them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preference_core.battle import battle_from_turns
+from preference_core.errors import ConfigError, nearest
+from preference_core.settings import LABELS_THREE_WAY, Config, Member
+from preference_core.structure import plain, structure
+from preference_core.template import template_named
+from preference_training.battles.baseline import BaselineSettings
+from preference_training.battles.split import Split
+from preference_training.stages import Stage
+from preference_training.synthetic.battles import GeneratedBattle, generate, lowest_log_loss
+from preference_training.synthetic.tiny import TinyBase, write_base
+from preference_training.synthetic.write import write_battles
+
+#: Raise these when the code that makes the folders changes what it makes.
+BATTLES_VERSION = 1
+BASES_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BattleCounts:
+    """How many battles each file gets, and the seed of all of them. To be split, all of them are one file."""
+
+    train: int = 2000
+    validation: int = 500
+    test: int = 500
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for split, count in self.splits().items():
+            if count < 1:
+                raise ConfigError(f"`{split}` is {count}, expected at least 1")
+
+    def splits(self) -> dict[str, int]:
+        """Number of battles by the name of their file."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The table `[training]`: where battles come from (generated, split from one file, or one after the other), how the
+    length baseline is fitted, and tiny bases by member.
+    """
+
+    battles: BattleCounts | None = None
+    split: Split | None = None
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
+    tiny: Mapping[str, TinyBase] = field(default_factory=dict)
+
+
+def generation_of(config: Config) -> Generation:
+    """The checked table `[training]` of a configuration."""
+    generation = structure(Generation, config.training, "training")
+    names = [member.name for member in config.members if member.kind == "classifier"]
+    for name in generation.tiny:
+        if name not in names:
+            raise ConfigError(f"`training.tiny` names an unknown member `{name}`", hint=nearest(name, names))
+    if generation.battles is not None and generation.split is not None:
+        source, generated = generation.split.source, source_file(config)
+        if Path(source) != generated:
+            raise ConfigError(
+                f"`training.split.source` is `{source}`; the battles of `[training.battles]` will be in `{generated}`",
+                hint=f"Let it be `{generated}`, or remove `[training.battles]`.",
+            )
+    if generation.tiny and generation.battles is None:
+        raise ConfigError("`training.tiny` needs `[training.battles]`: the tokenizers are trained on them")
+    return generation
+
+
+def battles_stage(config: Config, counts: BattleCounts) -> Stage:
+    """The folder of `train.csv`, `validation.csv` and `test.csv`."""
+    made_from = {"code": BATTLES_VERSION, "battles": plain(counts), "ties": has_ties(config)}
+    return Stage(config.build_folder / "data", "battles", made_from)
+
+
+def source_file(config: Config) -> Path:
+    """The one file of generated battles that `[training.split]` splits."""
+    return config.build_folder / "source" / "battles.csv"
+
+
+def source_stage(config: Config, counts: BattleCounts) -> Stage:
+    """The folder of that file."""
+    made_from = {"code": BATTLES_VERSION, "battles": plain(counts), "ties": has_ties(config)}
+    return Stage(source_file(config).parent, "source", made_from)
+
+
+def make_source(folder: Path, counts: BattleCounts, ties: bool = True) -> dict[str, Any]:
+    """Writes as many battles into one file as the three would hold; returns the lowest log loss to be expected on it.
+
+    They begin with those of the training file, and none of their ids repeats.
+    """
+    battles = list(generate(sum(counts.splits().values()), counts.seed, "train", ties))
+    write_battles(folder / "battles.csv", battles, ties)
+    return {"battles": len(battles), "lowest_log_loss": round(lowest_log_loss(battles, ties), 4)}
+
+
+def has_ties(config: Config) -> bool:
+    """Whether the labels of an ensemble are the published three, or a pair of winners."""
+    return len(config.labels) == len(LABELS_THREE_WAY)
+
+
+def make_battles(folder: Path, counts: BattleCounts, ties: bool = True) -> dict[str, Any]:
+    """Writes the three files; returns the lowest log loss that a model can be expected to reach on each."""
+    floors = {}
+    for split, count in counts.splits().items():
+        battles = list(generate(count, counts.seed, split, ties))
+        write_battles(folder / f"{split}.csv", battles, ties)
+        floors[split] = round(lowest_log_loss(battles, ties), 4)
+    return {"lowest_log_loss": floors}
+
+
+def base_stage(config: Config, member: Member, base: TinyBase, counts: BattleCounts) -> Stage:
+    """The folder of one member's base. It must lie in the build folder: nothing else may be overwritten."""
+    folder = Path(member.base)
+    if config.build_folder not in folder.parents:
+        raise ConfigError(
+            f"`base` of `{member.name}` is `{member.base}`, and `training.tiny` would write there",
+            hint=f"Let it be `{config.build_folder}/bases/{member.name}`.",
+        )
+    made_from = {
+        "code": [BATTLES_VERSION, BASES_VERSION],
+        "base": plain(base),
+        "template": member.template,
+        "text": {"count": counts.train, "seed": counts.seed},
+    }
+    return Stage(folder, "base", made_from, packages=("tokenizers", "torch", "transformers"))
+
+
+def make_base(folder: Path, member: Member, base: TinyBase, counts: BattleCounts) -> dict[str, Any]:
+    """Writes one base, its tokenizer trained on the training battles as the member's template renders them."""
+    return write_base(folder, base, rendered(generate(counts.train, counts.seed, "train"), member.template))
+
+
+def rendered(battles: Iterator[GeneratedBattle], template: str) -> Iterator[str]:
+    """The text of each battle in a template, without special tokens."""
+    for battle in battles:
+        prompt, response_a, response_b = (
+            [turn or "" for turn in turns] for turns in (battle.prompt, battle.response_a, battle.response_b)
+        )
+        yield template_named(template).render(battle_from_turns(prompt, response_a, response_b))
