@@ -19,7 +19,7 @@ TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 export PREFERENCE_SERVER_PYTHON := $(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo twin test check format export serve up down sources bench-export lock clean
+.PHONY: help install demo twin test test-container check format export serve up down sources bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(ROOT)/Makefile
@@ -77,6 +77,10 @@ twin: install ## train, export, serve and score the tiny twin of a published sys
 test: export OMP_NUM_THREADS ?= 1
 test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest
+
+test-container: export OMP_NUM_THREADS ?= 1
+test-container: install ## the image and the stack on a Docker engine; as root, it can start one
+	PREFERENCE_CONTAINER_TESTS=1 $(BIN)/python -m pytest tests/container
 
 check: install ## formatting, lint, types
 	$(BIN)/ruff format --check .
