@@ -8,7 +8,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,9 @@ PART_NAME = f".{FILE_NAME}.part"
 FORMAT = 1
 #: The `kind` of a model repository, the only one that a server may be given.
 REPOSITORY = "repository"
+
+#: Within `hashed_once`: SHA-256 by device, inode, size and time of the last write.
+_known_hashes: ContextVar[dict[tuple[int, ...], str] | None] = ContextVar("known_hashes", default=None)
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,38 @@ class Manifest:
     empty_folders: tuple[str, ...] = ()
 
 
+@contextmanager
+def hashed_once() -> Iterator[None]:
+    """Inside, a file is read once for its SHA-256, under whatever names: again only when it was written to since."""
+    token = _known_hashes.set({})
+    try:
+        yield
+    finally:
+        _known_hashes.reset(token)
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
+    return _sha256(path, _known_hashes.get())
+
+
+def sha256s_of(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of several files, read side by side."""
+    known = _known_hashes.get()
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda path: _sha256(path, known), paths))
+
+
+def _sha256(path: Path, known: dict[tuple[int, ...], str] | None) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.fstat(file.fileno())
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if known is not None and identity in known:
+            return known[identity]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if known is not None:
+        known[identity] = digest
+    return digest
 
 
 def fingerprint(value: Any) -> str:

@@ -12,13 +12,12 @@ from typing import Annotated
 import typer
 
 from preference_core.errors import PreferenceError, describe
+from preference_core.manifest import hashed_once
 from preference_core.settings import load_config
 from preference_core.structure import plain
 from preference_export.run import Run
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="From checkpoints to Triton."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -28,6 +27,12 @@ Unchecked = Annotated[
     bool, typer.Option("--unchecked", help="Serve what could not be compared with the original model here.")
 ]
 PROGRAMS = Path("model_repository")
+
+
+@app.callback()
+def start(context: typer.Context) -> None:
+    """From checkpoints to Triton."""
+    context.with_resource(hashed_once())
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -7,7 +8,16 @@ import pytest
 
 from preference_core.contents import seal_of
 from preference_core.errors import ArtefactError, SystemFailure
-from preference_core.manifest import FILE_NAME, fingerprint, read_manifest, verify, write_manifest
+from preference_core.manifest import (
+    FILE_NAME,
+    fingerprint,
+    hashed_once,
+    read_manifest,
+    sha256_of,
+    sha256s_of,
+    verify,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -174,3 +184,16 @@ def test_a_full_disk_is_one_error_and_leaves_the_older_manifest(folder, monkeypa
         write_manifest(folder, "again")
     assert (folder / "manifest.json").read_text() == before
     assert not (folder / ".manifest.json.part").exists()
+
+
+def test_within_a_run_a_file_is_hashed_again_only_when_it_was_written_to(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    with hashed_once():
+        first = sha256_of(path)
+        (tmp_path / "second name").hardlink_to(path)
+        assert sha256s_of([path, tmp_path / "second name"]) == [first, first]
+        path.write_bytes(b"two")
+        os.utime(path, ns=(0, 1))
+        assert sha256_of(path) == hashlib.sha256(b"two").hexdigest()
+    assert first == hashlib.sha256(b"one").hexdigest()

@@ -1,6 +1,10 @@
 """The command: its words, its exit codes, and that the committed Triton sources are those it writes."""
 
+import hashlib
+import os
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -18,6 +22,25 @@ def test_results_go_to_stdout_one_line_each(project):
     assert [line.split()[0] for line in lines] == ["onnx", "check", "repository"]
     assert all("up to date" in line for line in lines)
     assert "max logit difference" in lines[1]
+
+
+def test_a_run_with_nothing_to_do_reads_each_large_file_once(finished_project, tmp_path, monkeypatch):
+    """The repository holds the members' files under second names, and they are the same files here, too."""
+    shutil.copytree(finished_project.folder, tmp_path / "project", copy_function=os.link)
+    monkeypatch.chdir(tmp_path / "project")
+    digest, read = hashlib.file_digest, []
+
+    def counted(file, algorithm):
+        read.append(os.fstat(file.fileno()).st_ino)
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    project = replace(finished_project, folder=tmp_path / "project")
+    assert not any(result["changed"] for result in project.run("all")["results"])
+    weights = [path for path in project.folder.rglob("*") if path.name in ("model.onnx.data", "model.safetensors")]
+    assert len(weights) == 3
+    assert [read.count(path.stat().st_ino) for path in weights] == [1, 1, 1]
+    assert len(read) == len(set(read))
 
 
 def test_an_error_is_an_error_line_and_a_hint_on_stderr_and_an_exit_code(project, monkeypatch, capsys):

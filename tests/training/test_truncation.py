@@ -1,12 +1,10 @@
 """What truncation cost by field: wherever the tokenizer of a member is on this machine."""
 
 import csv
-import io
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-from rich.console import Console
 
 from preference_core.settings import LABELS_THREE_WAY, load_config
 from preference_core.tokenisation import BattleTokenizer
@@ -14,7 +12,6 @@ from preference_training.battles.rows import read_labelled
 from preference_training.evaluation.evaluate import evaluate
 from preference_training.fit.encoding import tokenizer_of
 from preference_training.synthetic.tiny_tokenizer import train_tokenizer
-from preference_training.terminal import progress_bars
 
 REVISION = "c5ebcd40d208330abc697524c919956e692655cf"
 CONFIG = f"""
@@ -47,8 +44,8 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "models--google--gemma-2-2b" / "snapshots"
 
 
-def costs():
-    return evaluate(load_config("small.toml"), Path("predictions.csv"), Path("test.csv")).truncation
+def costs(**options):
+    return evaluate(load_config("small.toml"), Path("predictions.csv"), Path("test.csv"), **options).truncation
 
 
 def test_a_base_on_the_hub_is_read_from_the_cache(cache):
@@ -94,11 +91,12 @@ def test_battles_that_the_predictions_say_were_whole_are_not_tokenised_again(cac
     assert asked == [battle for battle, count in zip(battles, dropped, strict=True) if count]
 
 
-def test_tokenising_again_shows_a_bar(cache, monkeypatch):
+def test_tokenising_again_says_how_far_it_is(cache):
     folder = cache / REVISION
     folder.mkdir(parents=True)
     train_tokenizer("gemma2", [" ".join(battle) for battle in BATTLES], 700).save(folder)
-    shown = io.StringIO()
-    monkeypatch.setattr(progress_bars, "notes", Console(file=shown, force_terminal=True))
-    costs()
-    assert "evaluate gemma" in shown.getvalue()
+    heard = []
+    costs(report=lambda *step: heard.append(step))
+    name, done, total = heard[-1]
+    assert name == "gemma"
+    assert done == total > 0

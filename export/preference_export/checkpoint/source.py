@@ -1,14 +1,13 @@
 """Where base and adapters of a member are on this machine, and what identifies them."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from preference_core.errors import ArtefactError
 from preference_core.lengths import LENGTHS_FILE
-from preference_core.manifest import Manifest, sha256_of
+from preference_core.manifest import Manifest, sha256s_of
 from preference_core.settings import Member
 from preference_export.checkpoint.files import Checkpoint, locate
 
@@ -89,8 +88,7 @@ def input_hashes(source: Source) -> dict[str, dict[str, str]]:
 
 def _hashes(folder: Path) -> dict[str, str]:
     paths = sorted({path for pattern in INPUT_PATTERNS for path in folder.glob(pattern)})
-    with ThreadPoolExecutor() as pool:
-        return dict(zip((path.name for path in paths), pool.map(sha256_of, paths), strict=True))
+    return dict(zip((path.name for path in paths), sha256s_of(paths), strict=True))
 
 
 def _named(base: T, adapters: Sequence[T]) -> dict[str, T]:
