@@ -88,7 +88,7 @@ check: install ## formatting, lint, types
 	for part in core training export client embedded; do \
 		$(BIN)/mypy --config-file pyproject.toml $$part/preference_$$part || exit; done
 
-format: install ## format and mend what can be mended
+format: install ## format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -104,7 +104,7 @@ up: ## the container stack, serving PREFERENCE_REPOSITORY (PROFILE=gpu or cpu)
 down: ## stop the container stack
 	docker compose --file docker/compose.yaml --profile $(PROFILE) down
 
-sources: install ## write model_repository/ anew from configs/lmsys.toml
+sources: install ## write model_repository/ again from configs/lmsys.toml
 	$(BIN)/preference-export sources configs/lmsys.toml -o model_repository
 
 bench-export: install ## memory and time of exporting full-size models (40 GB of disk, 20 minutes)

@@ -1,7 +1,7 @@
 """Checkpoints of published sizes with invented contents: a sharded BF16 base and a LoRA adapter for it.
 
 Shapes and names are those of the real ones; values are cheap pseudo-random numbers of the usual magnitude. Everything
-is streamed, so that writing one needs little memory. Tokenizers are none of its business.
+is streamed, so that writing one needs little memory. It knows nothing of tokenizers.
 """
 
 import json

@@ -103,14 +103,14 @@ def weights_of(text: str) -> dict[str, float]:
         try:
             weights[member.strip()] = float(weight)
         except ValueError as error:
-            raise UserError(f"`{part}` in `--weights` is no weight", hint="Write gemma=0.4,llama=0.6") from error
+            raise UserError(f"`{part}` in `--weights` is not a weight", hint="Write gemma=0.4,llama=0.6.") from error
     return weights
 
 
 def _score_file(battles: BattleFile, scorer: Scorer, output: Path, submission: bool) -> Counts:
     console = Console(stderr=True)
     if submission and not battles.has_ids:
-        raise UserError(f"`{battles.path}` has no column `id`, which a submission needs", hint="Say `--id-column`.")
+        raise UserError(f"`{battles.path}` has no column `id`, which a submission needs", hint="Pass `--id-column`.")
     if not battles.has_ids:
         console.print(f"`{battles.path}` has no column `id`: the rows are numbered from 1", markup=False)
     counts = Counts()

@@ -103,7 +103,7 @@ def _json_lines(file: io.BufferedReader, stack: ExitStack) -> Table:
         return Table(None, lambda wanted: iter(()))
     record = _json_record(*first)
     if record.error is not None:
-        raise UserError(f"This is no file of JSON Lines. {record.error.message}")
+        raise UserError(f"This is not a JSON Lines file. {record.error.message}")
     return Table(
         tuple(record.values),
         lambda wanted: itertools.chain([record], itertools.starmap(_json_record, lines)),
@@ -126,7 +126,7 @@ def _json_record(number: int, line: str) -> Record:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Record({}, UserError(f"Line {number} is no JSON: {error}"))
+        return Record({}, UserError(f"Line {number} is not JSON: {error}"))
     if not isinstance(values, dict):
         return Record({}, UserError(f"Line {number} is a JSON {type(values).__name__}, expected an object"))
     return Record(values)

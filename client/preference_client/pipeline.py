@@ -163,7 +163,7 @@ class Pipeline:
         slot.outcome = outcome
 
     def _retry_or_give_up(self, slot: _Slot, error: ServerError) -> None:
-        """A row that times out while others are answered is to blame itself; otherwise the server is."""
+        """A row that times out while others are answered is at fault; otherwise the server is."""
         slot.failures += 1
         due_s = time.monotonic() + retry_delay_s(slot.failures)
         if due_s < slot.first_sent_s + self._patience.deadline_s:

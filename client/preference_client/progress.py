@@ -48,7 +48,7 @@ class Counts:
 
 
 class ScoringProgress:
-    """A progress bar: rows, rows per second, failures, time left. On a stderr that is no terminal it shows nothing."""
+    """A progress bar: rows, rows per second, failures, time left; nothing if stderr is not a terminal."""
 
     def __init__(self, console: Console, battles: BattleFile) -> None:
         self._battles = battles

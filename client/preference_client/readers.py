@@ -35,7 +35,7 @@ def format_of(path: str) -> FormatName:
     if path != STANDARD_INPUT and suffixes and suffixes[-1] in _FORMAT_OF_SUFFIX:
         return _FORMAT_OF_SUFFIX[suffixes[-1]]
     what = "Standard input" if path == STANDARD_INPUT else f"The name `{path}`"
-    raise UserError(f"{what} does not tell its format", hint=f"Say `--format` with one of: {', '.join(FORMATS)}.")
+    raise UserError(f"{what} has no known file extension", hint=f"Pass `--format` with one of: {', '.join(FORMATS)}.")
 
 
 def _open(path: str) -> tuple[io.BufferedReader, int]:
@@ -64,7 +64,7 @@ class BattleFile:
         id_column: str | None = None,
         invalid_text: InvalidText = "error",
     ) -> None:
-        """Opens `path` (`-` is standard input) and reads its header. Raises `UserError` if it is no file of battles."""
+        """Opens `path` (`-` is standard input) and reads its header. `UserError` if it is not a file of battles."""
         table_of = FORMATS[file_format or format_of(path)]
         self.path = path
         self._invalid_text: InvalidText = invalid_text

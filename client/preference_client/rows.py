@@ -77,5 +77,5 @@ def text_of_id(value: Any) -> str:
     if not isinstance(value, str):
         raise UserError(f"The id is {value!r}, expected text or a whole number")
     if UNREADABLE.search(value) is not None:
-        raise UserError(f"The id {value!a} is no readable text")
+        raise UserError(f"The id {value!a} is not readable text")
     return value

@@ -28,7 +28,7 @@ def check_output(output: Path, source: str) -> None:
     if not output.parent.is_dir():
         raise UserError(f"There is no folder `{output.parent}`", hint=f"Make it: `mkdir -p {output.parent}`.")
     if output.exists() and Path(source).exists() and output.samefile(source):
-        raise UserError(f"`{output}` is the input, too", hint="Write the predictions to another file.")
+        raise UserError(f"`{output}` is also the input", hint="Write the predictions to another file.")
 
 
 def errors_path(output: Path) -> Path:

@@ -83,7 +83,7 @@ def battle_from_row(row: Mapping[str, Any], invalid_text: InvalidText = "error")
     if plain and turns.get(FIELDS[0]) is not None:
         raise BattleError(
             plain[0],
-            "is no JSON list of turns, `prompt` is one",
+            "is not a JSON list of turns, but `prompt` is",
             hint="Write all three fields of a row as JSON lists of turns.",
         )
     prompt, response_a, response_b = (

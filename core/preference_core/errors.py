@@ -10,7 +10,7 @@ from difflib import get_close_matches
 class PreferenceError(Exception):
     """Base of every error this project raises on purpose.
 
-    `message` says what failed, the value, and what was expected; `hint` says what mends it.
+    `message` says what failed, the value, and what was expected; `hint` says how to fix it.
     """
 
     exit_code = 1
@@ -46,7 +46,7 @@ class BattleError(UserError):
 
 
 class RefusedError(UserError):
-    """The server refused one request as invalid. Others are not concerned."""
+    """The server refused one request as invalid. Other requests are not affected."""
 
 
 class CombinationError(UserError):
@@ -78,7 +78,7 @@ class DeadlineError(ServerError):
 
 
 class ScoringError(SystemFailure):
-    """The server failed at one battle, or gave an answer that is no prediction. Others are not concerned."""
+    """The server failed at one battle, or gave an answer that is not a prediction. Other battles are not affected."""
 
 
 def describe(error: PreferenceError) -> str:

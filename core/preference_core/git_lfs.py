@@ -6,7 +6,7 @@ _START = b"version https://git-lfs.github.com/spec/"
 
 
 def pull_hint(path: Path) -> str | None:
-    """What mends `path` if it is a pointer of Git LFS, else None."""
+    """How to fix `path` if it is a pointer of Git LFS, else None."""
     try:
         with path.open("rb") as file:
             is_pointer = file.read(len(_START)) == _START

@@ -1,7 +1,7 @@
 """Length buckets: how much longer the first response is, alone, predicts who wins.
 
 The difference in length (A - B) falls into one of some hundred quantile buckets; the prediction is the shares of the
-labels in that bucket. Fitting them is not this module's business. As a member of an ensemble, the number of the bucket
+labels in that bucket. Fitting them is done elsewhere. As a member of an ensemble, the number of the bucket
 is the one token id of a battle.
 """
 

@@ -1,7 +1,7 @@
 """Templates: how a battle becomes text, as data.
 
 The strings are those that the published checkpoints were trained with, to the space. A template also says which special
-tokens surround the text; which ids these are is the tokenizer's business.
+tokens surround the text; the tokenizer decides which ids these are.
 """
 
 from collections.abc import Mapping

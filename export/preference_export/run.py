@@ -1,6 +1,6 @@
 """One invocation of the command: its configuration, the results it prints, and the bars it shows meanwhile.
 
-Results go to stdout, bars to stderr. What the stages do is not its business, so that it is there at once.
+Results go to stdout, bars to stderr. It does not know what the stages do, so it starts at once.
 """
 
 import json

@@ -285,7 +285,7 @@ def test_the_summary_is_json_on_standard_output_when_wished(triton: Any, run: Ru
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--weights", "gemma=x"], "no weight"),
+        (["--weights", "gemma=x"], "not a weight"),
         (["--weights", "gemma=1,lama=1"], "`lama`"),
         (["--timeout-s", "0"], "timeout_s"),
         (["--private-key", "key.pem"], "certificate chain"),

@@ -192,7 +192,7 @@ def test_a_lone_surrogate_in_json_fails_its_row_and_names_the_field(tmp_path: Pa
 
 def test_an_id_that_is_no_text_fails_its_row(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "b.csv", HEADER.encode() + b"\xff1,p,x,y\n2,p,x,y\n")
-    assert "no readable text" in str(rows[0].battle)
+    assert "not readable text" in str(rows[0].battle)
     assert rows[1].id == "2"
     lines = [{"id": value, "prompt": "p", "response_a": "x", "response_b": "y"} for value in (1, 1.5, None, True, "a")]
     rows = rows_of(tmp_path / "b.jsonl", "\n".join(map(json.dumps, lines)).encode())
@@ -207,13 +207,13 @@ def test_json_lines_that_are_no_objects_fail_alone(tmp_path: Path) -> None:
     assert (rows[0], rows[5]) == (EXPECTED[1], EXPECTED[1])
     assert [row.id for row in rows[1:5]] == ["2", "3", "z", "5"]
     for row, what in zip(
-        rows[1:5], ("Line 2 is no JSON", "Line 3 is a JSON list", "response_a", "no `id`"), strict=True
+        rows[1:5], ("Line 2 is not JSON", "Line 3 is a JSON list", "response_a", "no `id`"), strict=True
     ):
         assert what in str(row.battle)
 
 
-def test_a_json_array_is_no_file_of_json_lines(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file of JSON Lines"):
+def test_a_json_array_is_not_a_file_of_json_lines(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a JSON Lines file"):
         rows_of(tmp_path / "b.jsonl", json.dumps(ROWS, indent=1).encode())
 
 
@@ -257,7 +257,7 @@ def test_parquet_ids_of_every_integer_type_are_exact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("b.parquet", b"this is no parquet"),
+        ("b.parquet", b"this is not parquet"),
         ("b.csv.gz", gzip.compress(_delimited(",") * 1000)[:-200]),
         ("b.csv.gz", gzip.compress(_delimited(","))[:20] + b"rubbish" * 10),
     ],

@@ -150,7 +150,7 @@ def test_a_full_disk_is_a_failure_of_the_system_and_changes_nothing(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("output", "named"),
-    [("p.txt", "p.txt"), ("nowhere/p.csv", "nowhere"), ("battles.csv", "is the input")],
+    [("p.txt", "p.txt"), ("nowhere/p.csv", "nowhere"), ("battles.csv", "is also the input")],
 )
 def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path, output: str, named: str) -> None:
     source = tmp_path / "battles.csv"

@@ -40,7 +40,7 @@ def test_the_texts_of_a_row_are_json_all_of_them_or_none():
         ("List two fruits",), ('["apple", "pear"]',), ('["fig"]',)
     )
     assert battle_from_row(row('["p"]', "", None)) == Battle(("p",), ("",), ("",))
-    with pytest.raises(BattleError, match="`response_b` is no JSON list of turns, `prompt` is one"):
+    with pytest.raises(BattleError, match="`response_b` is not a JSON list of turns, but `prompt` is"):
         battle_from_row(row('["p"]', '["a"]', '["b'))
 
 

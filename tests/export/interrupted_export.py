@@ -1,6 +1,6 @@
 """Exports an ensemble in one folder undisturbed, and in another with KILLS times SIGKILL at random moments.
 
-Whatever a kill leaves is what the next run begins with; a run that ends before its moment has come is begun anew.
+Whatever a kill leaves is what the next run begins with; a run that ends before its moment has come starts again.
 
     python interrupted_export.py UNDISTURBED KILLED KILLS SEED
 

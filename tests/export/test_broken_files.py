@@ -1,4 +1,4 @@
-"""Files that are damaged, or are not what their name says, end in one error that names the file and what mends it."""
+"""Files that are damaged, or are not what their name says, end in one error that names the file and how to fix it."""
 
 import gzip
 import json
@@ -116,7 +116,7 @@ def test_a_parquet_file_with_a_damaged_middle(tmp_path):
 def test_a_sample_row_with_other_columns_than_the_header(tmp_path, row):
     path = tmp_path / "battles.csv"
     path.write_text(f"id,prompt,response_a,response_b\n0,a,b,c\n{row}\n")
-    with pytest.raises(ConfigError, match="line 3 has not the columns of its header"):
+    with pytest.raises(ConfigError, match="line 3 does not have the columns of its header"):
         read_sample(path, LABELS)
 
 
@@ -142,7 +142,7 @@ def test_a_build_folder_that_is_a_file(project):
         project.run("all")
 
 
-def test_manifests_without_their_details_are_made_anew(project):
+def test_manifests_without_their_details_are_made_again(project):
     for folder in ("members/gemma", "repository"):
         change_json(project.folder / "build" / "tiny" / folder / "manifest.json", details={})
     results = {result["stage"]: result for result in project.run("all")["results"]}

@@ -47,7 +47,7 @@ def test_weights_behind_a_link_are_refused(project, member, tmp_path):
     data.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtefactError, match=r"model\.onnx\.data` is a symbolic link"):
         project.run("repository")
-    with pytest.raises(ArtefactError, match=r"lies in `model\.onnx\.data`, which is no file there"):
+    with pytest.raises(ArtefactError, match=r"lies in `model\.onnx\.data`, which is not a file there"):
         check_external_data(member / "model.onnx")
 
 

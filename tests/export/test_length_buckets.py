@@ -77,7 +77,7 @@ def test_an_ensemble_of_a_classifier_and_length_buckets_is_checked_and_assembled
     assert not any(result["changed"] for result in again["results"])
 
 
-def test_refitted_buckets_are_exported_anew(mixed):
+def test_refitted_buckets_are_exported_again(mixed):
     mixed.run("all")
     refitted = LengthBuckets(LABELS_THREE_WAY, "words", (0.0,), ((0.2, 0.6, 0.2), (0.6, 0.2, 0.2)))
     write_buckets(mixed.folder / "buckets", refitted)

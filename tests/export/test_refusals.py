@@ -68,7 +68,7 @@ def test_a_torn_weight_file(make, base, adapter):
 def test_a_shard_outside_its_folder(tmp_path):
     index = {"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"`\.\./elsewhere\.safetensors`, which is no file of its folder"):
+    with pytest.raises(CheckpointError, match=r"`\.\./elsewhere\.safetensors`, which is not a file in its folder"):
         TensorFiles(tmp_path)
 
 

@@ -113,7 +113,7 @@ def test_without_an_earlier_repository_there_is_nothing_to_go_back_to(project):
         project.run("rollback")
 
 
-def test_a_repository_that_was_changed_by_hand_is_made_anew(project):
+def test_a_repository_that_was_changed_by_hand_is_made_again(project):
     path = project.config.repository / "combine" / "1" / "combination.json"
     good = path.read_text()
     path.write_text(good.replace("1.0", "2.0"))

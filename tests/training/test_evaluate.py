@@ -350,7 +350,7 @@ def test_on_real_battles_the_report_shows_by_how_much_length_beats_the_class_pri
 def test_json_is_strict_and_repeatable(targets):
     one, other = run("evaluate", "small.toml", "--json"), run("evaluate", "small.toml", "--json")
     assert one.stdout == other.stdout
-    result = json.loads(one.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    result = json.loads(one.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert result["battles"] == BATTLES
     assert result["bootstrap"] == {"resamples": 1000, "seed": 0}
 

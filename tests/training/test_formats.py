@@ -1,4 +1,4 @@
-"""Reading rows: every format gives the same ones, and what is no row of the file is refused with its line."""
+"""Reading rows: every format gives the same ones, and what is not a row of the file is refused with its line."""
 
 import gzip
 import json
@@ -74,7 +74,7 @@ def test_a_row_without_the_columns_of_its_header_is_refused_with_file_and_line(t
     [
         ('{"id": 1, "prompt": "a"}\n\n{"id": 2}\n', "line 3 lacks `prompt`"),
         ('{"id": 1}\n{"id": 2, "prompt": "a"}\n', "line 2 has `prompt`"),
-        ('{"id": 1}\nid\n', "line 2 is no JSON"),
+        ('{"id": 1}\nid\n', "line 2 is not JSON"),
         ("[1]\n", "line 1 is a JSON list, expected an object"),
     ],
     ids=["lacks", "has", "no JSON", "list"],
@@ -102,7 +102,7 @@ def test_a_repeated_column_of_parquet_is_refused(tmp_path):
         ("rows.csv", "id,prompt\n1,caf\u00e9\n".encode("latin-1"), r"is not UTF-8: it has a byte 0xe9"),
         ("rows.parquet", b"PAR1 and nothing else", "is damaged, or not of its format"),
         ("rows.csv.gz", gzip.compress(b"id,prompt\n" * 99)[:30], "is damaged, or not of its format"),
-        ("rows.xlsx", b"", "does not tell its format"),
+        ("rows.xlsx", b"", "has no known file extension"),
     ],
     ids=["Latin-1", "no Parquet", "cut gzip", "unknown"],
 )

@@ -120,7 +120,7 @@ def test_a_file_that_does_not_say_who_wrote_is_named(tmp_path):
         read_identities(path)
 
 
-def test_a_battle_is_swapped_as_often_as_the_recipe_says_anew_in_each_epoch():
+def test_a_battle_is_swapped_as_often_as_the_recipe_says_again_in_each_epoch():
     example = {"input_ids": [1], "labels": 0, "swapped": {"input_ids": [2], "labels": 1}}
     battles = TrainingBattles([example] * 4000, 0.25, seed=0)
     epochs = []

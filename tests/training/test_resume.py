@@ -65,7 +65,7 @@ def test_a_resumed_run_ends_with_the_very_adapter_of_an_uninterrupted_one(genera
     assert not (Path(member.adapter) / ".begun").exists()
 
 
-def test_a_run_of_another_recipe_begins_anew(generated):
+def test_a_run_of_another_recipe_begins_again(generated):
     member = replace(generated.members[1], training=RECIPE)
     steps = []
     with pytest.raises(Killed):

@@ -236,7 +236,7 @@ def test_generated_battles_and_a_split_of_another_file_are_refused(workplace, tr
         result = train(command, "small.toml")
         assert result.exit_code == 2
         assert "`training.split.source` is `battles.csv`" in result.stderr
-        assert "hint: Let it be `build/small/source/battles.csv`, or remove `[training.battles]`." in result.stderr
+        assert "hint: Set it to `build/small/source/battles.csv`, or remove `[training.battles]`." in result.stderr
 
 
 def test_a_configuration_without_a_split_is_refused(workplace, train):

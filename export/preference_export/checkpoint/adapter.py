@@ -79,7 +79,7 @@ class LoraTable:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ConfigError(f"`{pattern}` is no regular expression: {error}") from error
+                raise ConfigError(f"`{pattern}` is not a regular expression: {error}") from error
 
 
 LORA_KEYS = frozenset(entry.name for entry in dataclasses.fields(LoraTable))

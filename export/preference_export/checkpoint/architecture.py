@@ -1,7 +1,7 @@
 """What a decoder looks like, as values read from a checkpoint's `config.json`.
 
 Gemma-2, Llama (3, 3.1, 3.2) and Qwen2 are three values of one dataclass. A feature that `packed` does not compute is
-refused by name, here. Weights are not this module's business.
+refused by name, here. It knows nothing of weights.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Finds checkpoints (a folder, or a hub id at a pinned revision) and reads their tensors one at a time.
 
-Only safetensors are read: pickle weights can run code. What the tensors mean is not this module's business.
+Only safetensors are read: pickle weights can run code. It does not know what the tensors mean.
 """
 
 import json
@@ -151,7 +151,7 @@ def _weight_files(folder: Path, weights: str) -> tuple[Path, ...]:
             raise CheckpointError(f"`{index}` lists no shards")
         for shard in shards:
             if Path(shard).name != shard or not (folder / shard).is_file():
-                raise CheckpointError(f"`{index}` lists `{shard}`, which is no file of its folder")
+                raise CheckpointError(f"`{index}` lists `{shard}`, which is not a file in its folder")
         return tuple(folder / shard for shard in shards)
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:

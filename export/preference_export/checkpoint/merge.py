@@ -160,7 +160,7 @@ class MergedWeights:
         if dtype not in FLOATS:
             raise CheckpointError(
                 f"Tensor `{stored}` of `{files.folder}` is stored as {dtype}, expected one of {', '.join(FLOATS)}",
-                hint="Codes without their scales are no weights: name the original base, or one with its "
+                hint="Codes without their scales are not weights: name the original base, or one with its "
                 "`quantization_config`.",
             )
         lora = _lora(adapter, name)

@@ -1,7 +1,7 @@
 """Bases stored by bitsandbytes in 4 or 8 bits, read as the numbers that they stand for, one tensor at a time.
 
-The arithmetic is bitsandbytes' own, to the last bit, in plain torch: neither bitsandbytes nor a GPU is needed. What a
-tensor is for is not this module's business.
+The arithmetic is bitsandbytes' own, to the last bit, in plain torch: neither bitsandbytes nor a GPU is
+needed. It does not know what a tensor is for.
 """
 
 import json

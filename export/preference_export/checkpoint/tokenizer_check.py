@@ -1,6 +1,6 @@
 """Whether the tokenizer that was saved with an adapter is that of its base: exported is the base's.
 
-Only what decides ids is compared. Padding, truncation and special tokens round a text are this project's own business.
+Only what decides ids is compared. Padding, truncation and special tokens around a text are decided by this project.
 """
 
 import json

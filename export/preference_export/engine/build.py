@@ -182,7 +182,7 @@ def _monitor(trt: Any, progress: StepDone) -> Any:
 
 @contextmanager
 def _timing_cache(settings: Any, path: Path) -> Iterator[None]:
-    """A cache that TensorRT does not accept (another version's or GPU's) is begun anew."""
+    """A cache that TensorRT does not accept (another version's or GPU's) is replaced by an empty one."""
     content = path.read_bytes() if path.is_file() else b""
     cache = settings.create_timing_cache(content)
     if cache is None or not settings.set_timing_cache(cache, ignore_mismatch=False):

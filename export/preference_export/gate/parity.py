@@ -1,6 +1,6 @@
 """The one place that decides whether an artefact still is the model it was made from.
 
-It compares logits; where they come from (`Reference`, `OnnxClassifier`, an engine) is the caller's business.
+It compares logits; where they come from (`Reference`, `OnnxClassifier`, an engine) is up to the caller.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Which GEMMs are quantised, and their weights and scales, made one tensor at a time.
 
 Symmetric throughout: one scale per output channel of a weight, one per tensor of activations. How they stand in the
-graph is the business of `graph_precision`, what ranges activations have that of `calibration`.
+graph is for `casts`; the ranges of activations come from `original.calibration`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

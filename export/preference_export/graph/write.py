@@ -1,7 +1,7 @@
 """Writes a packed classifier as ONNX: the graph from a model without data, then its weights, one at a time.
 
-The same inputs give the same bytes, and no path of this machine gets into them. Where weights come from is not its
-business.
+The same inputs give the same bytes, and no path of this machine gets into them. It does not know where
+weights come from.
 """
 
 import hashlib

@@ -61,7 +61,7 @@ def _is_labelled(path: Path, row: Mapping[str, Any], labels: Sequence[str]) -> b
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     if not path.is_file():
-        raise ConfigError(f"`data.sample` is `{path}`, which is no file", hint="Name a CSV or Parquet file of battles.")
+        raise ConfigError(f"`data.sample` is not a file: `{path}`", hint="Name a CSV or Parquet file of battles.")
     try:
         if path.suffix == ".parquet":
             for batch in ParquetFile(path).iter_batches():
@@ -73,7 +73,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
             for row in rows:
                 if None in row or None in row.values():
                     raise ConfigError(
-                        f"`data.sample` is `{path}`, whose line {rows.line_num} has not the columns of its header"
+                        f"`data.sample` is `{path}`, whose line {rows.line_num} does not have the columns of its header"
                     )
                 yield row
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
 """Fits the length baseline: shares of the labels in each bucket of the difference in length.
 
-It is the least a classifier must beat, and can be a member of an ensemble. What the buckets are is
-`preference_core.lengths`' business; this module knows no text and no models.
+It is the least a classifier must beat, and can be a member of an ensemble. `preference_core.lengths`
+says what the buckets are; this module knows no text and no models.
 """
 
 from collections.abc import Mapping, Sequence

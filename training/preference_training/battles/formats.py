@@ -53,7 +53,7 @@ def _reader_of(path: Path) -> Callable[[BinaryIO], Iterator[Row]]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     if not suffixes or suffixes[-1] not in _READERS:
         *most, last = _READERS
-        raise UserError(f"The name `{path}` does not tell its format", hint=f"Expected {', '.join(most)} or {last}.")
+        raise UserError(f"`{path}` has no known file extension", hint=f"Expected {', '.join(most)} or {last}.")
     return _READERS[suffixes[-1]]
 
 
@@ -86,7 +86,7 @@ def _json_rows(text: TextIO) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"line {number} is no JSON: {error}") from error
+            raise UserError(f"line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"line {number} is a JSON {type(row).__name__}, expected an object")
         columns = list(row) if columns is None else columns

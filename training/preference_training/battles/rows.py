@@ -1,6 +1,6 @@
 """Files of battles: read with their labels, by id.
 
-It knows the columns of the published files, and nothing of models; how rows are written down is `formats`' business.
+It knows the columns of the published files, and nothing of models; `formats` knows how rows are written down.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -66,7 +66,7 @@ def new_id(row: Mapping[str, Any], known: Container[str]) -> str:
         )
     identity = str(value)
     if UNREADABLE.search(identity) is not None:
-        raise UserError(f"the id {identity!a} is no readable text")
+        raise UserError(f"the id {identity!a} is not readable text")
     if identity in known:
         raise UserError(f"the id `{identity}` is repeated")
     return identity

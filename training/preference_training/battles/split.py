@@ -1,7 +1,7 @@
 """Splits one labelled file into training, validation and test battles, by prompt and by label.
 
 The same prompt never lands in two parts: answers to a prompt that was trained on would be judged too well. It knows
-nothing of models; how files are read and written is `rows`' business.
+nothing of models; `rows` reads and writes the files.
 """
 
 import csv

@@ -23,7 +23,7 @@ def adapter_stage(config: Config, member: Member) -> Stage:
         given = "has a revision on the hub" if member.adapter_revision else absent
         raise ConfigError(
             f"`adapter` of `{member.name}` {given}, expected a folder to write to",
-            hint=f"Let it be `{config.build_folder}/adapters/{member.name}`.",
+            hint=f"Set it to `{config.build_folder}/adapters/{member.name}`.",
         )
     base: Any = [member.base, member.revision] if is_hub_id(member.base) else content_of(Path(member.base))
     files = {"train": train_file(config), "validation": config.data.validation}

@@ -38,11 +38,11 @@ def _read(path: Path, member: Member) -> dict[str, Any]:
         shape = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"`{path.parent}`, the base of `{member.name}`, is no checkpoint: it has no config.json",
+            f"`{path.parent}`, the base of `{member.name}`, is not a checkpoint: it has no config.json",
             hint="`preference-train generate CONFIG` makes tiny bases.",
         ) from error
     except ValueError as error:
-        raise UserError(f"`{path}` is no JSON: {error}") from error
+        raise UserError(f"`{path}` is not JSON: {error}") from error
     if not isinstance(shape, dict) or "model_type" not in shape:
         raise UserError(f"`{path}` names no `model_type`")
     return shape

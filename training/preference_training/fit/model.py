@@ -29,7 +29,7 @@ def base_folder(member: Member) -> Path:
     if not is_hub_id(member.base):
         if not (Path(member.base) / "config.json").is_file():
             raise UserError(
-                f"`{member.base}`, the base of `{member.name}`, is no checkpoint: it has no config.json",
+                f"`{member.base}`, the base of `{member.name}`, is not a checkpoint: it has no config.json",
                 hint="`preference-train generate CONFIG` makes tiny bases.",
             )
         return Path(member.base)

@@ -24,7 +24,7 @@ FEWEST_ROWS = 10
 ALIKE = 1e-12
 #: Rows drawn at once, and counts multiplied at once: each bounds a pass to some tens of megabytes.
 _DRAWS_AT_ONCE = 2_000_000
-#: Counts that are kept for the next statistic, one byte each; of more rows than this allows, they are drawn anew.
+#: Counts that are kept for the next statistic, one byte each; of more rows than this allows, they are drawn again.
 _MOST_KEPT = 512 * 2**20
 
 

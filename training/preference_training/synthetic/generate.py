@@ -68,7 +68,7 @@ def generation_of(config: Config) -> Generation:
         if Path(source) != generated:
             raise ConfigError(
                 f"`training.split.source` is `{source}`; the battles of `[training.battles]` will be in `{generated}`",
-                hint=f"Let it be `{generated}`, or remove `[training.battles]`.",
+                hint=f"Set it to `{generated}`, or remove `[training.battles]`.",
             )
     if generation.tiny and generation.battles is None:
         raise ConfigError("`training.tiny` needs `[training.battles]`: the tokenizers are trained on them")
@@ -123,7 +123,7 @@ def base_stage(config: Config, member: Member, base: TinyBase, counts: BattleCou
     if config.build_folder not in folder.parents:
         raise ConfigError(
             f"`base` of `{member.name}` is `{member.base}`, and `training.tiny` would write there",
-            hint=f"Let it be `{config.build_folder}/bases/{member.name}`.",
+            hint=f"Set it to `{config.build_folder}/bases/{member.name}`.",
         )
     made_from = {
         "code": [BATTLES_VERSION, BASES_VERSION],

@@ -1,6 +1,6 @@
 """The words that generated battles are made of: `lexicon.toml`, read into frozen dataclasses.
 
-Holds text only; how battles are composed, and which answers win, is the business of `battles`.
+Holds text only; how battles are composed, and which answers win, is decided in `battles`.
 """
 
 import tomllib

@@ -104,7 +104,7 @@ def _split(name: str, split: Split | None) -> dict[str, Any]:
 
 
 def _combine(name: str, config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The rule of the real ensemble; weights that it takes from a file are fitted anew for the twin."""
+    """The rule of the real ensemble; weights that it takes from a file are fitted again for the twin."""
     if "include" not in given:
         return dict(plain(config.combine))
     return {**{key: value for key, value in given.items() if key != "include"}, "include": f"{name}-weights.toml"}
