@@ -53,9 +53,11 @@ class Battle:
 def swapped_label_order(labels: Sequence[str]) -> tuple[int, ...]:
     """For each label, the index of the label that means the same once the responses are exchanged.
 
-    `winner_model_a` and `winner_model_b` (or `model_a` and `model_b`) trade places; every other label stays.
+    `winner_model_a` and `winner_model_b` (or `model_a` and `model_b`, `A` and `B`) trade places; every other label, a
+    tie for instance, stays. Raises `ValueError` where no two labels trade places by their names: to leave each where it
+    is would give both orders the same meaning.
     """
-    other = {"a": "b", "b": "a"}
+    other = {"a": "b", "b": "a", "A": "B", "B": "A"}
     partner = {label: label for label in labels}
     for label in labels:
         if label.rpartition("_")[2] in other:
@@ -63,6 +65,8 @@ def swapped_label_order(labels: Sequence[str]) -> tuple[int, ...]:
     missing = [label for label in labels if partner[label] not in partner]
     if missing:
         raise ValueError(f"label `{missing[0]}` has no counterpart `{partner[missing[0]]}` among {list(labels)}")
+    if all(partner[label] == label for label in labels):
+        raise ValueError(f"labels are {list(labels)}; none of them says `a` or `b` as its last word, as `model_a` does")
     return tuple(list(labels).index(partner[label]) for label in labels)
 
 

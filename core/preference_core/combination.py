@@ -63,7 +63,10 @@ class Combination:
         try:
             swapped_label_order(self.labels)
         except ValueError as error:
-            raise CombinationError(str(error)) from error
+            raise CombinationError(
+                str(error),
+                hint="Call them winner_model_a, winner_model_b, winner_tie; `head_labels` of a member may differ.",
+            ) from error
         normalised_weights(self.weights, len(self.members))
         temperatures = self.temperatures or (1.0,) * len(self.members)
         if len(temperatures) != len(self.members) or not all(np.isfinite(t) and t > 0 for t in temperatures):

@@ -114,6 +114,9 @@ class Member:
     merges into the base as bitsandbytes rounds it in training, and not as it is stored. `adapter_base` accepts adapters
     that name this hub id as their base although `base` is another (a copy of the same weights).
 
+    `head_labels` are the names that the checkpoint's head uses for `labels`, in the same order; without them, what the
+    head names must be `labels` themselves (or nothing: `LABEL_0`, `LABEL_1`, ...).
+
     A member of the kind `length_buckets` is the length baseline: `base` is the folder of fitted buckets, and whatever
     concerns text, weights and precision has no meaning.
     """
@@ -127,6 +130,7 @@ class Member:
     adapter_revision: str | tuple[str, ...] | None = None
     adapter_base: str | None = None
     base_rounding: Rounding = "none"
+    head_labels: tuple[str, ...] = ()
     truncation: Truncation = field(default_factory=Truncation)
     precision: Precision = "fp32"
     engine: Engine = "onnxruntime"

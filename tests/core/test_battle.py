@@ -87,6 +87,7 @@ def test_swapping_exchanges_the_responses_and_nothing_else():
         (("winner_model_a", "winner_model_b", "winner_tie"), (1, 0, 2)),
         (("model_b", "model_a"), (1, 0)),
         (("tie", "b", "a"), (0, 2, 1)),
+        (("A", "B", "tie"), (1, 0, 2)),
     ],
 )
 def test_swapped_labels_trade_places_and_the_tie_stays(labels, order):
@@ -96,6 +97,12 @@ def test_swapped_labels_trade_places_and_the_tie_stays(labels, order):
 def test_a_label_without_its_counterpart_is_refused():
     with pytest.raises(ValueError, match="winner_model_b"):
         swapped_label_order(("winner_model_a", "tie"))
+
+
+@pytest.mark.parametrize("labels", [("LABEL_0", "LABEL_1", "LABEL_2"), ("first", "second", "tie"), ("0", "1")])
+def test_labels_that_do_not_say_which_trade_places_are_refused(labels):
+    with pytest.raises(ValueError, match="none of them says `a` or `b`"):
+        swapped_label_order(labels)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from peft import TaskType
 from safetensors.torch import load_file, save_file
 
 from preference_core.errors import ArtefactError, UserError
+from preference_core.settings import LABELS_THREE_WAY as LABELS
 from preference_core.settings import Member
 from preference_export.checkpoint.adapter import AdapterError, check_named_base, read_adapter
 from preference_export.checkpoint.architecture import ArchitectureError, architecture_of, hugging_face_config
@@ -116,15 +117,47 @@ def test_an_adapter_that_names_another_base_on_the_hub(make, base, adapter):
     check_named_base(read, replace(member, base="a/folder/of/this/machine"))
 
 
-def test_a_head_whose_labels_are_in_another_order(project):
-    settings = project.folder / "base" / "config.json"
-    table = json.loads(settings.read_text())
-    table["id2label"] = {"0": "winner_tie", "1": "winner_model_a", "2": "winner_model_b"}
-    settings.write_text(json.dumps(table))
+def name_labels(path, *names, **more):
+    table = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**table, "id2label": dict(enumerate(names)), **more}))
+
+
+OTHER_ORDER = ("winner_tie", "winner_model_a", "winner_model_b")
+OTHER_NAMES = ("tie", "model_a", "model_b")
+
+
+@pytest.mark.parametrize("names", [OTHER_ORDER, OTHER_NAMES, ("winner_model_a", "winner_model_b")])
+def test_a_head_with_other_labels_or_in_another_order(project, names):
+    name_labels(project.folder / "base" / "config.json", *names)
     project.edit('adapter = "adapter"\n', "")
-    with pytest.raises(ArtefactError, match="has the labels winner_tie, winner_model_a, winner_model_b, the") as caught:
+    with pytest.raises(ArtefactError, match=f"has the labels {', '.join(names)}, `labels`") as caught:
         project.run("onnx")
-    assert '"winner_tie", "winner_model_a", "winner_model_b"' in caught.value.hint
+    assert json.dumps(list(names)) in caught.value.hint
+
+
+@pytest.mark.parametrize("folder", ["base", "adapter"])
+def test_with_an_adapter_the_labels_of_base_and_adapter_are_compared_too(project, folder):
+    name_labels(project.folder / folder / "config.json", *OTHER_ORDER)
+    (project.folder / "build" / "tiny" / "members" / "gemma" / "manifest.json").unlink()
+    with pytest.raises(ArtefactError, match=f"The head of `{folder}` has the labels winner_tie"):
+        project.run("onnx")
+
+
+def test_other_names_for_the_same_labels_need_a_key_that_says_so(project):
+    names = ("A", "B", "tie")
+    name_labels(project.folder / "base" / "config.json", *names)
+    project.edit('name = "gemma"\n', f'name = "gemma"\nhead_labels = {json.dumps(names)}\n')
+    assert project.run("onnx")["results"][0]["changed"]
+    name_labels(project.folder / "base" / "config.json", *reversed(names))
+    with pytest.raises(ArtefactError, match=r"has the labels tie, B, A, `head_labels` .* A, B, tie"):
+        project.run("onnx")
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_a_head_whose_logits_a_softmax_would_misread(project, problem_type):
+    name_labels(project.folder / "base" / "config.json", *LABELS, problem_type=problem_type)
+    with pytest.raises(ArtefactError, match=f"`problem_type` of `base` is `{problem_type}`"):
+        project.run("onnx")
 
 
 def test_an_adapter_for_another_task(make, base, tmp_path):

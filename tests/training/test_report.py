@@ -128,11 +128,11 @@ def test_two_labels_and_one_member_make_a_page_too(tmp_path, monkeypatch):
 
 def test_labels_are_no_markup_in_the_tables(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, result = page_of(tmp_path, labels=("[bold]", "[/b]"))
+    _, result = page_of(tmp_path, labels=("[bold]_a", "[bold]_b"))
     console = Console(file=io.StringIO(), width=80)
     for table in evaluation_tables(load_config("small.toml"), result):
         console.print(table)
-    for label in ("[bold]", "[/b]"):
+    for label in ("[bold]_a", "[bold]_b"):
         assert console.file.getvalue().count(f" {label} ") >= 2
 
 

@@ -4,8 +4,7 @@ Each step first asks whether its result is there already, made from the same thi
 the modules it calls.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from preference_export.artefacts.names import MODEL_FILE
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.adapter import check_named_base, read_adapter
 from preference_export.checkpoint.architecture import Architecture, architecture_of, hugging_face_config
+from preference_export.checkpoint.head_labels import check_head
 from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
 from preference_export.checkpoint.source import Source, input_hashes, origins_of
@@ -88,21 +88,10 @@ def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
     for adapter in adapters:
         check_named_base(adapter, member)
     check_tokenizers(source)
-    if not adapters:
-        _check_label_order(member, published, config.labels)
+    check_head(member, published, [adapter.folder for adapter in source.adapters], config.labels)
     weights = MergedWeights(base, adapters, checkpoint_shapes(model))
     specs = written_specs(parameter_specs(model), recipe, quantised_gemms(modules, recipe))
     return OpenedMember(architecture, weights, specs, len(config.labels), recipe)
-
-
-def _check_label_order(member: Member, published: Any, labels: Sequence[str]) -> None:
-    """Refuses a base whose own head has the configured labels in another order: every score would be of another one."""
-    named = [published.id2label[index] for index in sorted(published.id2label or {})]
-    if sorted(named) == sorted(labels) and named != list(labels):
-        raise ArtefactError(
-            f"The head of `{member.base}` has the labels {', '.join(named)}, the configuration has {', '.join(labels)}",
-            hint=f"Write `labels = {json.dumps(named)}`.",
-        )
 
 
 def settings_of(config: Config, member: Member) -> dict[str, Any]:
