@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import TaskType
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from preference_core.errors import ArtefactError, UserError
 from preference_core.settings import LABELS_THREE_WAY as LABELS
@@ -158,6 +159,34 @@ def test_a_head_whose_logits_a_softmax_would_misread(project, problem_type):
     name_labels(project.folder / "base" / "config.json", *LABELS, problem_type=problem_type)
     with pytest.raises(ArtefactError, match=f"`problem_type` of `base` is `{problem_type}`"):
         project.run("onnx")
+
+
+def test_a_token_that_was_added_without_resizing_the_embedding(project):
+    path = project.folder / "base" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    rows = json.loads((project.folder / "base" / "config.json").read_text())["vocab_size"]
+    missing = rows - tokenizer.get_vocab_size()
+    tokenizer.add_tokens([f"<unused{number}>" for number in range(missing)])
+    tokenizer.save(str(path))
+    project.run("onnx")
+    tokenizer.add_special_tokens(["<added>"])
+    tokenizer.save(str(path))
+    with pytest.raises(ArtefactError, match=f"gives `<added>` the id {rows}, and the embedding has {rows} rows"):
+        project.run("onnx")
+
+
+def test_a_padding_id_beyond_the_embedding(project):
+    path = project.folder / "base" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": 100_000}))
+    with pytest.raises(ArchitectureError, match=r"`pad_token_id` in `base/config\.json` is 100000"):
+        project.run("all")
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_is_null(project, key):
+    change_settings(project.folder / "adapter", **{key: None})
+    with pytest.raises(AdapterError, match=f"`{key}` in `adapter/adapter_config.json` is null"):
+        project.run("all")
 
 
 def test_an_adapter_for_another_task(make, base, tmp_path):

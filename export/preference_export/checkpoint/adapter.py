@@ -171,6 +171,12 @@ def _config(folder: Path, table: Mapping[str, Any]) -> LoraConfig:
             f"Adapter `{folder}` was initialised by `{table['init_lora_weights']}`, which rewrites the base weights",
             hint="Convert it: `save_pretrained(..., path_initial_model_for_weight_conversion=...)` in PEFT.",
         )
+    for key in ("rank_pattern", "alpha_pattern"):
+        if key in table and table[key] is None:
+            raise AdapterError(
+                f"`{key}` in `{folder / CONFIG}` is null, expected an object: PEFT cannot load it",
+                hint="Write `{}` in its place.",
+            )
     try:
         structure(LoraTable, {key: value for key, value in table.items() if key in LORA_KEYS and value is not None})
         config = LoraConfig(**{key: value for key, value in table.items() if key in HONOURED})

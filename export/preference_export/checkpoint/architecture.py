@@ -102,6 +102,12 @@ def hugging_face_config(folder: Path) -> Any:
         size = getattr(config, key, 1)
         if isinstance(size, int) and size < 1:
             raise ArchitectureError(f"`{key}` in `{path}` is {size}, expected at least 1")
+    padding, vocabulary = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if padding is not None and vocabulary is not None and padding >= vocabulary:
+        raise ArchitectureError(
+            f"`pad_token_id` in `{path}` is {padding}, and the embedding has {vocabulary} rows",
+            hint="Write an id below that, or null: nothing is padded here.",
+        )
     return config
 
 

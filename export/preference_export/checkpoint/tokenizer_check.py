@@ -30,6 +30,25 @@ def check_tokenizers(source: Source) -> None:
                 raise _different(source.base, adapter, part)
 
 
+def check_ids(base: Path, rows: int) -> None:
+    """Raises `ArtefactError` naming the first token of the base's tokenizer whose id is beyond the embedding's rows.
+
+    A text that spells such a token would fail inside the runtime, and no sample may hold one. A checkpoint without a
+    tokenizer is refused elsewhere.
+    """
+    path = base / TOKENIZER_FILE
+    if not path.is_file():
+        return
+    beyond = {token: id for token, id in read_tokenizer(path).get_vocab(with_added_tokens=True).items() if id >= rows}
+    if beyond:
+        token = min(beyond, key=lambda name: beyond[name])
+        raise ArtefactError(
+            f"`{path}` gives `{token}` the id {beyond[token]}, and the embedding has {rows} rows",
+            hint="A token was added without `resize_token_embeddings`. Remove it from the tokenizer (nothing is padded "
+            "here), or export a merged base with the resized embedding.",
+        )
+
+
 def _different(base: Checkpoint, adapter: Checkpoint, part: str) -> ArtefactError:
     return ArtefactError(
         f"The tokenizer beside the adapter `{adapter.origin}` is not that of the base `{base.origin}`: "

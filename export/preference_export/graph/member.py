@@ -27,7 +27,7 @@ from preference_export.checkpoint.head_labels import check_head
 from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
 from preference_export.checkpoint.source import Source, input_hashes, origins_of
-from preference_export.checkpoint.tokenizer_check import check_tokenizers
+from preference_export.checkpoint.tokenizer_check import check_ids, check_tokenizers
 from preference_export.graph.casts import ParameterSpec, written_specs
 from preference_export.graph.external_data import check_external_data
 from preference_export.graph.length_buckets import write_onnx
@@ -88,6 +88,7 @@ def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
     for adapter in adapters:
         check_named_base(adapter, member)
     check_tokenizers(source)
+    check_ids(source.base.folder, architecture.vocabulary)
     check_head(member, published, [adapter.folder for adapter in source.adapters], config.labels)
     weights = MergedWeights(base, adapters, checkpoint_shapes(model))
     specs = written_specs(parameter_specs(model), recipe, quantised_gemms(modules, recipe))
