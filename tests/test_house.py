@@ -74,6 +74,29 @@ def test_a_room_imports_only_rooms_that_come_before_it(part):
                 assert not leaf & set(rooms), f"{path} imports `{name}`, which imports {sorted(leaf)}"
 
 
+def test_the_architecture_names_every_room():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert [room for rooms in ROOMS.values() for room in rooms if f"| `{room}` |" not in text] == []
+
+
+def test_the_tree_of_errors_is_drawn_whole():
+    """Every class below `PreferenceError`, wherever it is, stands in the docstring of `preference_core.errors`."""
+    parents = {
+        node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
+        for part in DISTRIBUTIONS
+        for path in modules_of(part)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    tree = {"PreferenceError"}
+    while found := {name for name, bases in parents.items() if bases & tree} - tree:
+        tree |= found
+    errors = ast.parse((ROOT / "core" / "preference_core" / "errors.py").read_text(encoding="utf-8"))
+    drawing = (ast.get_docstring(errors) or "").split()
+    assert len(tree) >= 15
+    assert tree - set(drawing) == set()
+
+
 def test_the_server_models_import_only_the_contract():
     paths = sorted((ROOT / "model_repository").rglob("*.py"))
     assert len(paths) >= 2

@@ -1,6 +1,27 @@
 """The exception tree: every error that a user may see, and how it is printed.
 
 It knows nothing of where errors come from. Commands print `describe(error)` and exit with `error.exit_code`.
+
+    PreferenceError
+    +- UserError                  the user's mistake: exit code 2
+    |  +- ConfigError
+    |  +- BattleError
+    |  +- RefusedError
+    |  +- CombinationError
+    |  +- ArtefactError
+    |  +- ParityError
+    |  +- ArchitectureError       preference_export.checkpoint.architecture
+    |  +- CheckpointError         preference_export.checkpoint.files
+    |  +- AdapterError            preference_export.checkpoint.adapter
+    |  +- HeadError               preference_export.checkpoint.merge
+    |  +- CannotCheckError        preference_export.gate.check
+    |  +- RequestError            preference_embedded.batching
+    +- SystemFailure              the machine's, the server's or the file system's: exit code 1
+       +- NonFiniteLogitsError
+       +- ServerError
+       |  +- UnavailableError
+       |  +- DeadlineError
+       +- ScoringError
 """
 
 from collections.abc import Iterable

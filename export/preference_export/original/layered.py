@@ -1,7 +1,7 @@
 """The original model where it does not fit into memory whole: the same modules, one decoder layer at a time.
 
 Hugging Face's own forward runs once per layer and sequence, with every other layer passed by; weights are read when
-their layer's turn comes. Slower than `reference.Reference` by the reading, and equal to it in every bit on a CPU.
+their layer's turn comes. Slower than `whole.Reference` by the reading, and equal to it in every bit on a CPU.
 """
 
 from collections.abc import Iterator, Sequence
