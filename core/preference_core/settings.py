@@ -232,7 +232,11 @@ class Combine:
 
 @dataclass(frozen=True)
 class Serving:
-    """How Triton schedules requests. Counts are requests, of one battle each."""
+    """How Triton schedules requests. Counts are requests, of one battle each.
+
+    The embedded server's door takes battles of up to `max_text_bytes` (UTF-8, all texts together) and `max_turns`, and
+    no more of them at a time than are answered within `latency_goal_milliseconds`.
+    """
 
     max_batch_size: int = 16
     max_queue_delay_microseconds: int = 2000
@@ -240,9 +244,13 @@ class Serving:
     queue_timeout_microseconds: int = 60_000_000
     tokenize_instances: int = 1
     served_versions: int = 1
+    max_text_bytes: int = 16 * 2**20
+    max_turns: int = 1000
+    latency_goal_milliseconds: int = 2000
 
     def __post_init__(self) -> None:
-        for key in ("max_batch_size", "max_queue_size", "queue_timeout_microseconds", "tokenize_instances"):
+        counts = ("max_batch_size", "max_queue_size", "queue_timeout_microseconds", "tokenize_instances")
+        for key in (*counts, "max_text_bytes", "max_turns", "latency_goal_milliseconds"):
             _at_least(key, getattr(self, key), 1)
         _at_least("max_queue_delay_microseconds", self.max_queue_delay_microseconds, 0)
         _at_least("served_versions", self.served_versions, 1)

@@ -21,7 +21,9 @@ from rich.console import Console
 
 from preference_core.errors import PreferenceError, UserError, describe, escape_control_characters
 from preference_core.settings import load_config
-from preference_embedded.launcher import PYTHON_VARIABLE, Options, TritonServer
+from preference_embedded.door.tls import ServerTls
+from preference_embedded.guarded import Served, door_options, server_for
+from preference_embedded.launcher import PYTHON_VARIABLE, Options
 from preference_embedded.ports import is_loopback
 from preference_embedded.server_log import LogLevel
 from preference_embedded.supervisor import supervise
@@ -56,6 +58,11 @@ def serve(
     verify: Annotated[bool, typer.Option(help="Check every file against the repository's manifest first.")] = True,
     log_level: Annotated[LogLevel, typer.Option(help="What of the server's log to show.")] = "warning",
     log_file: Annotated[Path | None, typer.Option(help="The whole log, instead of build/NAME/server.log.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file; with it every port speaks TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
+    tls_client_authority: Annotated[
+        Path | None, typer.Option(help="PEM file: only clients with a certificate from it are let in.")
+    ] = None,
     json_ready: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
     """Serves the repository of an ensemble with a real tritonserver on this CPU.
@@ -69,6 +76,7 @@ def serve(
         if command and shutil.which(command[0]) is None:
             raise UserError(f"`{command[0]}` is no command that can be run")
         settings = load_config(config)
+        tls = _tls(tls_certificate, tls_key, tls_client_authority)
         wanted = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         ports = {name: (0 if run else DEFAULT_PORTS[name]) if port is None else port for name, port in wanted.items()}
         options = Options(
@@ -84,12 +92,19 @@ def serve(
         )
         if not is_loopback(address):
             _say(f"warning: `{address}` is open to the network; this Triton (24.10) lacks two years of security fixes")
-        code = _serve(TritonServer(options), command or [], log_level, json_ready, arrived)
+            if tls is None or tls.client_authority is None:
+                _say("hint: Let in only clients that you know, with `--tls-client-authority`.")
+        server, guarded = server_for(options, door_options(settings, tls))
+        if not guarded:
+            if tls is not None:
+                raise UserError("Without an ensemble in the repository there is no door that could speak TLS")
+            _say("warning: the repository holds no ensemble; clients reach its models unchecked")
+        code = _serve(server, command or [], log_level, json_ready, arrived)
     raise typer.Exit(code)
 
 
 def _serve(
-    server: TritonServer, command: Sequence[str], log_level: LogLevel, json_ready: bool, arrived: Sequence[int]
+    server: Served, command: Sequence[str], log_level: LogLevel, json_ready: bool, arrived: Sequence[int]
 ) -> int:
     """Serves until a signal has `arrived`, or until `command` has ended; returns the exit code."""
     began = time.monotonic()
@@ -110,9 +125,19 @@ def _serve(
         server.stop()
 
 
-def _run(server: TritonServer, command: Sequence[str], log_level: LogLevel, arrived: Sequence[int]) -> int:
-    arguments = [argument.replace(URL_PLACEHOLDER, server.grpc_url) for argument in command]
-    process = subprocess.Popen(arguments, env={**os.environ, URL_VARIABLE: server.grpc_url})
+def _tls(certificate: Path | None, key: Path | None, client_authority: Path | None) -> ServerTls | None:
+    if certificate is None and key is None and client_authority is None:
+        return None
+    if certificate is None or key is None:
+        raise UserError("TLS needs both a certificate and its key", hint="--tls-certificate FILE --tls-key FILE")
+    tls = ServerTls(certificate, key, client_authority)
+    tls.context()
+    return tls
+
+
+def _run(server: Served, command: Sequence[str], log_level: LogLevel, arrived: Sequence[int]) -> int:
+    arguments = [argument.replace(URL_PLACEHOLDER, server.urls["grpc"]) for argument in command]
+    process = subprocess.Popen(arguments, env={**os.environ, URL_VARIABLE: server.urls["grpc"]})
     try:
         with suppress(_Stopped):
             supervise(server, lambda: process.poll() is not None or bool(arrived), _say, log_level)
@@ -127,8 +152,8 @@ def _run(server: TritonServer, command: Sequence[str], log_level: LogLevel, arri
     return status if status >= 0 else 128 - status
 
 
-def _ready_line(server: TritonServer, seconds: float, as_json: bool) -> str:
-    addresses = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url}
+def _ready_line(server: Served, seconds: float, as_json: bool) -> str:
+    addresses = server.urls
     models = [model.name for model in server.models]
     if as_json:
         return json.dumps({**addresses, "models": models, "seconds": round(seconds, 3), "log": str(server.log_file)})
@@ -142,12 +167,12 @@ def _say(text: str) -> None:
 
 
 class _Stopped(BaseException):
-    """SIGINT or SIGTERM arrived."""
+    """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
 @contextmanager
 def _reported_errors() -> Iterator[Sequence[int]]:
-    """Prints errors of the project's tree and exits with their code; makes SIGINT and SIGTERM unwind the same way.
+    """Prints errors of the project's tree and exits with their code; makes signals to stop unwind the same way.
 
     Yields the signals that have arrived, for whoever waits: an exception raised in a destructor is lost. A second
     SIGTERM, as `make` sends one beside the group's, does not cut the stopping short; a second Ctrl-C does.
@@ -159,7 +184,7 @@ def _reported_errors() -> Iterator[Sequence[int]]:
         if len(arrived) == 1 or number == signal.SIGINT:
             raise _Stopped
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield arrived
     except PreferenceError as error:

@@ -93,6 +93,11 @@ class TritonServer:
         return self._url("metrics")
 
     @property
+    def urls(self) -> Mapping[str, str]:
+        """`host:port` by service: `grpc`, `http`, `metrics`."""
+        return {service: self._url(service) for service in self._ports}
+
+    @property
     def pid(self) -> int:
         """Process id of the running server."""
         assert self._process is not None, "the server is not running"
@@ -173,9 +178,7 @@ class TritonServer:
             self._seal = seal
 
     def _url(self, service: str) -> str:
-        address = self.options.address
-        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-        return f"[{reachable}]:{self._ports[service]}" if ":" in reachable else f"{reachable}:{self._ports[service]}"
+        return ports.url(self.options.address, self._ports[service])
 
     def _launch(self, facts: Machine, private: Path) -> None:
         assert facts.bundle is not None

@@ -22,6 +22,12 @@ def is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
+def url(address: str, port: int) -> str:
+    """`host:port` at which this machine reaches what listens on `address`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def resolve(address: str, wanted: dict[str, int]) -> dict[str, int]:
     """Ports by service name: every 0 in `wanted` becomes a free port, every other one is checked to be free.
 

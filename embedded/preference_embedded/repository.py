@@ -4,6 +4,7 @@ Reads `config.pbtxt` only as far as that; whether a configuration is valid is fo
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def models_of(repository: Path) -> tuple[ServedModel, ...]:
     if not configs:
         raise ArtefactError(f"`{repository}` holds no model: no folder in it has a config.pbtxt", hint=hint)
     return tuple(ServedModel(path.parent.name, _instances(_text_of(path))) for path in configs)
+
+
+def ensembles_of(models: Sequence[ServedModel]) -> tuple[str, ...]:
+    """Names of the ensembles, the only models that are for clients."""
+    return tuple(model.name for model in models if model.instances == 0)
 
 
 def _text_of(config: Path) -> str:

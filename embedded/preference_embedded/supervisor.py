@@ -1,15 +1,15 @@
 """Watches a running server, restarts it when a part of it dies, and passes its log on to people.
 
-The bundled release does not notice that the process of a model died: its health stays good and requests fail. It knows
-nothing of commands or signals.
+The bundled release does not notice that the process of a model died, nor that it no longer answers: its health stays
+good and requests fail. It knows nothing of commands or signals.
 """
 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from preference_core.errors import ServerError
-from preference_embedded.launcher import TritonServer
 from preference_embedded.server_log import LogLevel, entry, worth_showing
 
 INTERVAL_S = 0.2
@@ -20,7 +20,16 @@ BREAKDOWN_PERIOD_S = 60.0
 Say = Callable[[str], None]
 
 
-def supervise(server: TritonServer, until: Callable[[], bool], say: Say, log_level: LogLevel = "warning") -> None:
+class Supervised(Protocol):
+    """What can be watched: `lost` says what broke, `restart` mends it."""
+
+    log_file: Path
+
+    def lost(self) -> str | None: ...
+    def restart(self) -> None: ...
+
+
+def supervise(server: Supervised, until: Callable[[], bool], say: Say, log_level: LogLevel = "warning") -> None:
     """Keeps `server` running until `until` is true; `say` gets what happens and the log lines worth showing.
 
     Raises `ServerError` when the server breaks down too often, or does not start again.

@@ -6,7 +6,7 @@ All names come from `preference_core.tensors`. It writes no files, and does not 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from google.protobuf import text_format  # type: ignore[import-untyped]
+from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from preference_core import tensors
