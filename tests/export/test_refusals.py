@@ -127,7 +127,10 @@ OTHER_ORDER = ("winner_tie", "winner_model_a", "winner_model_b")
 OTHER_NAMES = ("tie", "model_a", "model_b")
 
 
-@pytest.mark.parametrize("names", [OTHER_ORDER, OTHER_NAMES, ("winner_model_a", "winner_model_b")])
+@pytest.mark.parametrize(
+    "names",
+    [OTHER_ORDER, OTHER_NAMES, ("winner_model_a", "winner_model_b"), ("LABEL_2", "LABEL_1", "LABEL_0")],
+)
 def test_a_head_with_other_labels_or_in_another_order(project, names):
     name_labels(project.folder / "base" / "config.json", *names)
     project.edit('adapter = "adapter"\n', "")
@@ -141,6 +144,14 @@ def test_with_an_adapter_the_labels_of_base_and_adapter_are_compared_too(project
     name_labels(project.folder / folder / "config.json", *OTHER_ORDER)
     (project.folder / "build" / "tiny" / "members" / "gemma" / "manifest.json").unlink()
     with pytest.raises(ArtefactError, match=f"The head of `{folder}` has the labels winner_tie"):
+        project.run("onnx")
+
+
+@pytest.mark.parametrize("labels", [{"x": "A"}, ["A", "B"], "A"])
+def test_labels_beside_an_adapter_that_cannot_be_read(project, labels):
+    (project.folder / "adapter" / "config.json").write_text(json.dumps({"id2label": labels}))
+    (project.folder / "build" / "tiny" / "members" / "gemma" / "manifest.json").unlink()
+    with pytest.raises(ArtefactError, match=r"`id2label` in `adapter/config\.json` is"):
         project.run("onnx")
 
 

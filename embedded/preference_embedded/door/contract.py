@@ -111,8 +111,8 @@ def parsed(data: bytes) -> Any:
             )
     try:
         return service_pb2.ModelInferRequest.FromString(data)
-    except DecodeError:
-        raise _invalid("The message is no ModelInferRequest") from None
+    except DecodeError as error:
+        raise _invalid("The message is no ModelInferRequest") from error
 
 
 def checked(request: Any, ensembles: Mapping[str, Ensemble], limits: Limits) -> Any:

@@ -83,9 +83,9 @@ class Desk:
             answer = await upstream.infer(ensemble, request)
             latency = time.monotonic() - began
             return answer
-        except asyncio.CancelledError:  # Its connection was closed: nobody cancels this.
+        except asyncio.CancelledError as error:  # Its connection was closed: nobody cancels this.
             self.failed += 1
-            raise UpstreamError(grpc.StatusCode.UNAVAILABLE, f"Not now: {self.closed}") from None
+            raise UpstreamError(grpc.StatusCode.UNAVAILABLE, f"Not now: {self.closed}") from error
         except grpc.aio.AioRpcError as error:
             self.failed += 1
             if (

@@ -140,9 +140,9 @@ class Door:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout_s)
-        except FutureTimeoutError:
+        except FutureTimeoutError as error:
             future.cancel()
-            raise ServerError(f"{late} within {timeout_s:g} s") from None
+            raise ServerError(f"{late} within {timeout_s:g} s") from error
         except BaseException:
             future.cancel()
             raise

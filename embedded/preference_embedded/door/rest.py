@@ -66,8 +66,8 @@ def _input(item: dict[str, Any], tensor: Any, binary: memoryview) -> tuple[bytes
     tensor.datatype = _text(item.pop("datatype", ""), "datatype")
     try:
         tensor.shape.extend(_list(item.pop("shape", []), "shape"))
-    except (TypeError, ValueError):
-        raise _invalid(f"The shape of `{tensor.name[:60]}` is no list of 64-bit numbers") from None
+    except (TypeError, ValueError) as error:
+        raise _invalid(f"The shape of `{tensor.name[:60]}` is no list of 64-bit numbers") from error
     parameters = _object(item.pop("parameters", {}), "parameters")
     size = parameters.pop(BINARY_SIZE, None)
     _take_parameters(parameters, tensor.parameters)
@@ -86,8 +86,8 @@ def _contents(values: list[Any], tensor: Any) -> bytes:
         if tensor.datatype != "BYTES":
             return struct.pack(f"<{len(values)}f", *values)
         texts = [value.encode() for value in values]
-    except (AttributeError, TypeError, UnicodeEncodeError, struct.error, OverflowError):
-        raise _invalid(f"The data of `{tensor.name[:60]}` are not what {tensor.datatype[:10]!r} holds") from None
+    except (AttributeError, TypeError, UnicodeEncodeError, struct.error, OverflowError) as error:
+        raise _invalid(f"The data of `{tensor.name[:60]}` are not what {tensor.datatype[:10]!r} holds") from error
     return b"".join(part for text in texts for part in (len(text).to_bytes(4, "little"), text))
 
 
@@ -111,15 +111,15 @@ def _take_parameters(table: Any, target: Any) -> None:
             kind = {bool: "bool_param", int: "int64_param", float: "double_param"}.get(type(value), "string_param")
             try:
                 ParseDict({kind: value if kind != "string_param" else str(value)[:100]}, target[name[:100]])
-            except ParseError:
-                raise _invalid(f"The value of the parameter `{name[:60]}` cannot be read") from None
+            except ParseError as error:
+                raise _invalid(f"The value of the parameter `{name[:60]}` cannot be read") from error
 
 
 def _loaded(text: bytes) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
-        raise _invalid("The body is no JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise _invalid("The body is no JSON") from error
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

@@ -117,8 +117,8 @@ async def _asked(desk: Desk, method: str, request: Any) -> bytes:
 def _parsed(kind: Any, data: bytes) -> Any:
     try:
         return kind.FromString(data)
-    except DecodeError:
-        raise Refused(Reason.INVALID_ARGUMENT, f"The message is no {kind.DESCRIPTOR.name}") from None
+    except DecodeError as error:
+        raise Refused(Reason.INVALID_ARGUMENT, f"The message is no {kind.DESCRIPTOR.name}") from error
 
 
 def _bytes(message: Any) -> bytes:

@@ -122,9 +122,9 @@ class HttpSide:
         self._bodies_bytes += size
         try:
             return await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)
-        except TimeoutError:
+        except TimeoutError as error:
             request.protocol.force_close()
-            raise web.HTTPRequestTimeout() from None
+            raise web.HTTPRequestTimeout() from error
         finally:
             self._bodies_bytes -= size
 
@@ -154,8 +154,8 @@ class HttpSide:
         try:
             async with self._session.get(f"http://{url}{path}") as answer:
                 return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
-        except (aiohttp.ClientError, TimeoutError):
-            raise web.HTTPServiceUnavailable(reason="The server does not answer") from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise web.HTTPServiceUnavailable(reason="The server does not answer") from error
 
 
 @web.middleware

@@ -4,7 +4,6 @@ Order decides everything: logit i is served as label i of the configuration. It 
 """
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 from preference_core.errors import ArtefactError
 from preference_core.settings import Member
 
-#: What `transformers` calls labels that nobody named.
-UNNAMED = re.compile(r"LABEL_\d+")
 #: The one `problem_type` whose logits a softmax turns into probabilities.
 ONE_LABEL_OF_SEVERAL = "single_label_classification"
 
@@ -25,18 +22,19 @@ def check_head(member: Member, base: Any, adapters: Iterable[Path], labels: Sequ
     `config.json` if it has one. With an adapter, a base's head of another size says nothing about the adapter's.
     """
     _check_problem_type(f"`{member.base}`", base.problem_type)
-    named = _names(base.id2label)
+    named = _names(base.id2label, Path("config.json"))
     if not member.adapters or len(named) == len(labels):
         _check_names(member, f"`{member.base}`", named, labels)
     for folder in adapters:
         own = _settings(folder / "config.json")
         _check_problem_type(f"`{folder}`", own.get("problem_type"))
-        _check_names(member, f"`{folder}`", _names(own.get("id2label")), labels)
+        _check_names(member, f"`{folder}`", _names(own.get("id2label"), folder / "config.json"), labels)
 
 
 def _check_names(member: Member, where: str, named: Sequence[str], labels: Sequence[str]) -> None:
     expected = list(member.head_labels or labels)
-    if list(named) == expected or all(map(UNNAMED.fullmatch, named)):
+    unnamed = [f"LABEL_{index}" for index in range(len(named))]  # what `transformers` calls labels that nobody named
+    if list(named) in (expected, unnamed):
         return
     key, wanted = ("head_labels", expected) if member.head_labels else ("labels", list(labels))
     hint = f"Logit by logit, the head means: {', '.join(named)}. "
@@ -62,11 +60,16 @@ def _check_problem_type(where: str, problem_type: Any) -> None:
         )
 
 
-def _names(id2label: Any) -> list[str]:
+def _names(id2label: Any, path: Path) -> list[str]:
     """The names by index; none where nothing is named."""
-    if not isinstance(id2label, dict):
+    if id2label is None:
         return []
-    return [str(id2label[key]) for key in sorted(id2label, key=int)]
+    try:
+        return [str(id2label[key]) for key in sorted(id2label, key=int)]
+    except (TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"`id2label` in `{path}` is {id2label!r}, expected an object with one name for each number"
+        ) from error
 
 
 def _settings(path: Path) -> dict[str, Any]:
