@@ -5,13 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from preference_client.scorer import Scorer
 from preference_core.battle import battle_from_row
 
 ROOT = Path(__file__).parents[2]
-REAL_BATTLES = ROOT.parent / "shared" / "data" / "real_battles.csv"
 EDGE_BATTLES = [
     battle_from_row(json.loads(line))
     for line in (ROOT / "tests" / "golden" / "edge_battles.jsonl").read_text(encoding="utf-8").splitlines()
@@ -34,10 +32,9 @@ def test_edge_battles_have_a_score_and_it_is_that_of_transformers(server, refere
     assert largest_difference(server, reference, EDGE_BATTLES) <= 1e-5
 
 
-@pytest.mark.skipif(not REAL_BATTLES.exists(), reason="real battles are not part of the project")
-def test_real_battles_score_as_transformers_scores_them(server, reference):
+def test_real_battles_score_as_transformers_scores_them(server, reference, real_battles):
     csv.field_size_limit(2**31 - 1)
-    with REAL_BATTLES.open(encoding="utf-8", newline="") as file:
+    with real_battles.open(encoding="utf-8", newline="") as file:
         battles = [battle_from_row(row) for row in csv.DictReader(file)]
     assert largest_difference(server, reference, battles) <= 1e-5
 

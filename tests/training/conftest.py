@@ -81,16 +81,6 @@ class Result:
 
 
 @pytest.fixture
-def real_battles():
-    """Real human-judged battles, which are not part of the project."""
-    paths = [folder / "shared" / "data" / "real_battles.csv" for folder in Path(__file__).parents]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        pytest.skip("the real battles are not here")
-    return found
-
-
-@pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A working directory that holds `small.toml` and nothing else."""
     monkeypatch.chdir(tmp_path)
