@@ -2,10 +2,12 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from preference_core.errors import SystemFailure
+from preference_export.artefacts import versions
 from preference_export.artefacts.folders import end_exchange, exchange, remove_remains, replaced
 
 
@@ -138,3 +140,18 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
         (folder / "new").touch()
     assert names(tmp_path / "target") == ["new"]
     assert names(tmp_path) == ["target"]
+
+
+def test_every_module_of_the_exporter_and_of_the_contract_is_part_of_the_fingerprint(monkeypatch):
+    """A changed module in any room means another export; only then is an old one not taken for current."""
+    seen = {}
+    monkeypatch.setattr(versions, "fingerprint", lambda value: seen.update(value) or "0" * 64)
+    versions._source_hash.cache_clear()
+    try:
+        versions.versions()
+    finally:
+        versions._source_hash.cache_clear()
+    root = Path(__file__).parents[2]
+    modules = [path for part in ("export", "core") for path in (root / part / f"preference_{part}").rglob("*.py")]
+    assert {"/".join(path.relative_to(root).parts[1:]) for path in modules} == seen.keys()
+    assert "preference_export/graph/packed.py" in seen
