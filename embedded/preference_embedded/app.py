@@ -74,7 +74,7 @@ def serve(
         if bool(command) != run:
             raise UserError("`--run` and COMMAND belong together", hint="preference-serve CONFIG --run -- COMMAND ...")
         if command and shutil.which(command[0]) is None:
-            raise UserError(f"`{command[0]}` is no command that can be run")
+            raise UserError(f"`{command[0]}` is not a command that can be run")
         settings = load_config(config)
         tls = _tls(tls_certificate, tls_key, tls_client_authority)
         wanted = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}

@@ -1,6 +1,6 @@
 """Starts the bundled tritonserver on a model repository, waits until it serves, and ends it without a trace.
 
-The server is a child process that also stops when this process is killed. Requests are not this module's business: it
+The server is a child process that also stops when this process is killed. It knows nothing of requests: it
 asks the server for its health over HTTP and nothing else.
 """
 

@@ -39,7 +39,7 @@ _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def entry(line: str) -> tuple[LogLevel, str]:
-    """Level and message of one line. What is no log entry, a model's own output for instance, is information."""
+    """Level and message of one line. What is not a log entry, a model's own output for instance, is information."""
     found = _ENTRY.match(line)
     if found is None:
         return "info", line

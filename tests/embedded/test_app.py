@@ -111,7 +111,7 @@ def test_a_command_is_told_to_stop_when_the_server_is(folder: Path) -> None:
         (["small.toml", "--run"], 2, "error: `--run` and COMMAND belong together"),
         (["small.toml", "--python", "/no/python"], 1, "error: The server's Python `/no/python` does not run"),
         (["small.toml", "--address", "192.0.2.1"], 1, "warning: `192.0.2.1` is open to the network"),
-        (["small.toml", "--run", "--", "no-such-command"], 2, "error: `no-such-command` is no command"),
+        (["small.toml", "--run", "--", "no-such-command"], 2, "error: `no-such-command` is not a command"),
     ],
 )
 def test_a_mistake_is_one_error_without_a_traceback(

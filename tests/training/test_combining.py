@@ -12,7 +12,7 @@ from preference_training.combining.rules import (
     with_post_processing,
     with_temperatures,
 )
-from preference_training.evaluation.some_members import combination_of_members
+from preference_training.evaluation.combination import combination_of_members
 from preference_training.statistics.convex import fit_log_linear, minimise_on_simplex
 
 

@@ -100,7 +100,7 @@ def parsed(data: bytes) -> Any:
         length, position = _varint(data, position)
         position += length
         if key & 7 != LENGTH_DELIMITED or position > len(data):
-            raise _invalid("The message is no ModelInferRequest")
+            raise _invalid("The message is not a ModelInferRequest")
         parts += 1
         if key >> 3 != RAW_CONTENTS:
             structure_bytes += position - start
@@ -112,7 +112,7 @@ def parsed(data: bytes) -> Any:
     try:
         return service_pb2.ModelInferRequest.FromString(data)
     except DecodeError as error:
-        raise _invalid("The message is no ModelInferRequest") from error
+        raise _invalid("The message is not a ModelInferRequest") from error
 
 
 def checked(request: Any, ensembles: Mapping[str, Ensemble], limits: Limits) -> Any:
@@ -160,7 +160,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         shift += 7
         if byte < 0x80:
             return value, position
-    raise _invalid("The message is no ModelInferRequest")
+    raise _invalid("The message is not a ModelInferRequest")
 
 
 def _checked_id(value: str) -> str:

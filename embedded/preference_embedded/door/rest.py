@@ -1,6 +1,6 @@
 """Triton's JSON (the KServe protocol, version 2, with binary input) as request messages, and answers as JSON.
 
-Only translates: what may pass is `contract`'s business.
+Only translates: `contract` decides what may pass.
 """
 
 import json
@@ -67,7 +67,7 @@ def _input(item: dict[str, Any], tensor: Any, binary: memoryview) -> tuple[bytes
     try:
         tensor.shape.extend(_list(item.pop("shape", []), "shape"))
     except (TypeError, ValueError) as error:
-        raise _invalid(f"The shape of `{tensor.name[:60]}` is no list of 64-bit numbers") from error
+        raise _invalid(f"The shape of `{tensor.name[:60]}` is not a list of 64-bit numbers") from error
     parameters = _object(item.pop("parameters", {}), "parameters")
     size = parameters.pop(BINARY_SIZE, None)
     _take_parameters(parameters, tensor.parameters)
@@ -136,7 +136,7 @@ def _list(value: Any, what: str) -> list[Any]:
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.isprintable():
-        raise _invalid(f"`{what}` is no text of printable characters")
+        raise _invalid(f"`{what}` is not text of printable characters")
     return value
 
 

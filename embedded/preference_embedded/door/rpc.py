@@ -118,7 +118,7 @@ def _parsed(kind: Any, data: bytes) -> Any:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        raise Refused(Reason.INVALID_ARGUMENT, f"The message is no {kind.DESCRIPTOR.name}") from error
+        raise Refused(Reason.INVALID_ARGUMENT, f"The message is not a {kind.DESCRIPTOR.name}") from error
 
 
 def _bytes(message: Any) -> bytes:

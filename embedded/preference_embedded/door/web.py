@@ -105,7 +105,7 @@ class HttpSide:
         if not (
             json_bytes.isascii() and json_bytes.isdigit() and len(json_bytes) < 12 and int(json_bytes) <= len(body)
         ):
-            raise web.HTTPBadRequest(reason=f"{JSON_LENGTH_HEADER} is no number of bytes within the body")
+            raise web.HTTPBadRequest(reason=f"{JSON_LENGTH_HEADER} is not a number of bytes within the body")
         answer = await self._desk.infer(rest.request_of(body, int(json_bytes), *_model_of(request)))
         return web.json_response(rest.answer_of(answer))
 

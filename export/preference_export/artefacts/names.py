@@ -1,9 +1,5 @@
-"""Names of the files that artefacts consist of: ONNX Runtime's and TensorRT's own defaults for Triton."""
+"""Names of the files that a member's artefacts consist of, as Triton's backends expect them."""
 
 MODEL_FILE = "model.onnx"
-
-
 DATA_FILE = "model.onnx.data"
-
-
 PLAN_FILE = "model.plan"

@@ -10,6 +10,7 @@ from typing import Any
 
 from preference_core.errors import ArtefactError
 from preference_core.settings import Member
+from preference_export.checkpoint.files import read_json
 
 #: The one `problem_type` whose logits a softmax turns into probabilities.
 ONE_LABEL_OF_SEVERAL = "single_label_classification"
@@ -26,9 +27,10 @@ def check_head(member: Member, base: Any, adapters: Iterable[Path], labels: Sequ
     if not member.adapters or len(named) == len(labels):
         _check_names(member, f"`{member.base}`", named, labels)
     for folder in adapters:
-        own = _settings(folder / "config.json")
+        path = folder / "config.json"
+        own = read_json(path) if path.is_file() else {}
         _check_problem_type(f"`{folder}`", own.get("problem_type"))
-        _check_names(member, f"`{folder}`", _names(own.get("id2label"), folder / "config.json"), labels)
+        _check_names(member, f"`{folder}`", _names(own.get("id2label"), path), labels)
 
 
 def _check_names(member: Member, where: str, named: Sequence[str], labels: Sequence[str]) -> None:
@@ -70,13 +72,3 @@ def _names(id2label: Any, path: Path) -> list[str]:
         raise ArtefactError(
             f"`id2label` in `{path}` is {id2label!r}, expected an object with one name for each number"
         ) from error
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"`{path}` cannot be read: {error}") from error
-    return table if isinstance(table, dict) else {}

@@ -1,6 +1,7 @@
 """The measured ranges of a member's activations: where they lie, what they were measured on, and how they are read.
 
-Measuring them is `original.calibration`."""
+`original.calibration` measures them.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,4 +47,5 @@ def ranges_of(config: Config, member: Member, inputs: Mapping[str, Any]) -> tupl
 
 
 def calibration_settings(member: Member) -> dict[str, Any]:
+    """The part of a member's configuration that decides what its ranges are measured on."""
     return {key: plain(getattr(member, key)) for key in ("template", "max_tokens", "truncation", "base_rounding")}

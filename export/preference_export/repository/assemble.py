@@ -16,7 +16,7 @@ from typing import Any
 from preference_core import tensors
 from preference_core.encoders import ENCODER_FILES
 from preference_core.errors import ArtefactError
-from preference_core.manifest import Manifest, fingerprint, read_manifest, sha256_of, verify, write_manifest
+from preference_core.manifest import REPOSITORY, Manifest, fingerprint, read_manifest, sha256_of, verify, write_manifest
 from preference_core.settings import Config, Member, combination_of
 from preference_core.structure import plain, structure
 from preference_core.triton_model import UNCHECKED
@@ -28,7 +28,6 @@ from preference_export.gate.parity import BROKEN, Parity, exceeded, limits_of
 from preference_export.graph.member import exported_member, folder_of
 from preference_export.repository.triton_config import model_configs, text_of
 
-KIND = "repository"
 CONFIG_FILE = "config.pbtxt"
 PROGRAM_FILE = "model.py"
 COMBINATION_FILE = "combination.json"
@@ -107,7 +106,7 @@ def assemble(
             (folder / ensemble / str(version)).mkdir()
         write_manifest(
             folder,
-            KIND,
+            REPOSITORY,
             made_from={"content": content, "members": {name: plain(m.made_from) for name, m in manifests.items()}},
             versions={
                 name: value for m in (*manifests.values(), *engines.values()) for name, value in m.versions.items()

@@ -19,8 +19,8 @@ from preference_core.progress import StepDone, no_report
 from preference_core.settings import Config, combination_of
 from preference_training.battles.rows import read_labelled
 from preference_training.combining.rules import RULES, Rule, with_post_processing, with_temperatures, with_weights
+from preference_training.evaluation.combination import combination_of_members
 from preference_training.evaluation.predictions import Predictions, read_member_predictions
-from preference_training.evaluation.some_members import combination_of_members
 from preference_training.statistics.intervals import Array, Bootstrap, Estimate, Indices, folds_of
 from preference_training.toml import toml_text
 

@@ -21,8 +21,8 @@ from preference_core.errors import ArtefactError, SystemFailure, UserError
 from preference_core.lengths import LengthBuckets, read_buckets
 from preference_core.progress import StepDone
 from preference_core.settings import Config, Member
+from preference_training.evaluation.combination import combination_of_members
 from preference_training.evaluation.predictions import Predictions
-from preference_training.evaluation.some_members import combination_of_members
 from preference_training.fit.encoding import tokenizer_of
 from preference_training.fit.model import BASE_FILES, base_folder, check_machine, classifier, pooled_logits
 from preference_training.fit.quiet_libraries import quiet_transformers
