@@ -3,7 +3,7 @@
 set -eu
 
 repository="${PREFERENCE_MODELS:-/models}"
-python3 -m preference_core.manifest "$repository" repository
+python3 -m preference_core.artefacts.manifest "$repository" repository
 
 exec tritonserver \
     --model-repository="$repository" \

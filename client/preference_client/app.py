@@ -21,7 +21,7 @@ from preference_client.rows import Failure
 from preference_client.scorer import DEFAULT_MAX_IN_FLIGHT, DEFAULT_URL, Scorer
 from preference_client.transport import Tls
 from preference_client.writers import check_output, discard, errors_path, failure_writer, prediction_writer
-from preference_core.battle import InvalidText
+from preference_core.battles.battle import InvalidText
 from preference_core.errors import PreferenceError, SystemFailure, UserError, describe
 
 EXIT_SOME_FAILED = 3

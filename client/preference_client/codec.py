@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preference_core import tensors
-from preference_core.combination import normalised_weights
+from preference_core.ensemble.combination import normalised_weights
 from preference_core.errors import BattleError, CombinationError, NonFiniteLogitsError, ScoringError, nearest
 
 #: Probabilities are sent as FP32; each row sums to 1 within this.

@@ -13,7 +13,7 @@ from typing import Self, cast
 
 from preference_client.formats import FORMATS, FormatName, Record, readable
 from preference_client.rows import Row, text_of_id
-from preference_core.battle import InvalidText, battle_from_row
+from preference_core.battles.battle import InvalidText, battle_from_row
 from preference_core.errors import UserError
 from preference_core.tensors import FIELDS
 

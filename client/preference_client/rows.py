@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.battle import UNREADABLE, Battle, InvalidText, battle_from_row
+from preference_core.battles.battle import UNREADABLE, Battle, InvalidText, battle_from_row
 from preference_core.errors import PreferenceError, UserError
 
 

@@ -12,7 +12,7 @@ from preference_client.retries import Patience
 from preference_client.rows import Failure, Outcome, Prediction, Row, row_of
 from preference_client.transport import Tls, Transport
 from preference_core import tensors
-from preference_core.battle import Battle, InvalidText
+from preference_core.battles.battle import Battle, InvalidText
 from preference_core.errors import UserError
 
 DEFAULT_URL = "localhost:8001"

@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from preference_client.codec import Answer, Ensemble, answer_of, bytes_tensor, weights_tensor
 from preference_core import tensors
-from preference_core.battle import Battle
+from preference_core.battles.battle import Battle
 from preference_core.errors import (
     ArtefactError,
     DeadlineError,

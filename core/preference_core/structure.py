@@ -5,6 +5,7 @@ nothing of what the dataclasses mean; they check their own values in `__post_ini
 """
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -50,6 +51,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(v) for v in value]
     return value
+
+
+def at_least(key: str, value: float, least: float) -> None:
+    """Raises `ConfigError` unless `value` is finite and not below `least`."""
+    if not math.isfinite(value) or value < least:
+        raise ConfigError(f"`{key}` is {value}, expected at least {least}")
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

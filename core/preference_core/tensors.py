@@ -71,7 +71,7 @@ def dropped_tokens(members: int) -> Tensor:
     return Tensor("dropped_tokens", "INT32", (members, len(FIELDS)))
 
 
-#: Index into `preference_core.battle.SPECIAL_CASES`; passes from `tokenize` to the combining models.
+#: Index into `preference_core.battles.battle.SPECIAL_CASES`; passes from `tokenize` to the combining models.
 SPECIAL_CASE = Tensor("special_case", "INT32", (1,))
 
 # What an engine is given, packed without padding, and returns.

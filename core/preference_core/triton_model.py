@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from preference_core.battle import Battle, battle_from_turns
+from preference_core.artefacts.manifest import REPOSITORY, verify
+from preference_core.battles.battle import Battle, battle_from_turns
 from preference_core.errors import BattleError, PreferenceError, UserError
-from preference_core.manifest import REPOSITORY, verify
 from preference_core.tensors import BATTLE_INPUTS, LABELS_PARAMETER, MEMBERS_PARAMETER
 
 #: In the `details` of a repository's manifest: members that were never compared with their original model.

@@ -19,8 +19,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from preference_core.ensemble.settings import load_config
 from preference_core.errors import PreferenceError, UserError, describe, escape_control_characters
-from preference_core.settings import load_config
 from preference_embedded.door.tls import ServerTls
 from preference_embedded.guarded import Served, door_options, server_for
 from preference_embedded.launcher import PYTHON_VARIABLE, Options

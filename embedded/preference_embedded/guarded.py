@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from preference_core.settings import Config
+from preference_core.ensemble.settings import Config
 from preference_embedded import ports
 from preference_embedded.door.contract import Limits
 from preference_embedded.door.front import Door, DoorOptions

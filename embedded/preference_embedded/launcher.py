@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from preference_core import manifest
-from preference_core.contents import seal_of
+from preference_core.artefacts import manifest
+from preference_core.artefacts.contents import seal_of
 from preference_core.errors import ServerError
 from preference_embedded import machine, ports, processes, server_log
 from preference_embedded.machine import MIB, Machine

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preference_core.contents import read_regular
+from preference_core.artefacts.contents import read_regular
 from preference_core.errors import ArtefactError
 
 _COMMENT = re.compile(r"#.*")

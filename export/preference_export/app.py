@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
+from preference_core.artefacts.manifest import hashed_once
+from preference_core.ensemble.settings import load_config
 from preference_core.errors import PreferenceError, describe
-from preference_core.manifest import hashed_once
-from preference_core.settings import load_config
 from preference_core.structure import plain
 from preference_export.run import Run
 

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from preference_core.ensemble.settings import Config
 from preference_core.progress import BytesDone, StepDone
-from preference_core.settings import Config
 
 
 @dataclass

@@ -6,9 +6,9 @@ What a stage does to one member is in the modules it calls.
 import sys
 from pathlib import Path
 
+from preference_core.artefacts.manifest import read_manifest
+from preference_core.ensemble.settings import Member
 from preference_core.errors import escape_control_characters
-from preference_core.manifest import read_manifest
-from preference_core.settings import Member
 from preference_export.artefacts.folders import replaced
 from preference_export.checkpoint.allocation import freed_memory_kept
 from preference_export.checkpoint.source import Source, source_of

@@ -13,7 +13,7 @@ import pytest
 from preference_client import formats
 from preference_client.readers import BattleFile, format_of
 from preference_client.rows import Row
-from preference_core.battle import Battle
+from preference_core.battles.battle import Battle
 from preference_core.errors import BattleError, UserError
 
 ROWS = [

@@ -10,7 +10,7 @@ import pytest
 
 from preference_client import Failure, Scorer, pipeline
 from preference_client.retries import LONGEST_DELAY_S, retry_delay_s
-from preference_core.battle import Battle
+from preference_core.battles.battle import Battle
 from preference_core.errors import DeadlineError, ServerError, UnavailableError, UserError
 
 BATTLE = Battle(("q",), ("a",), ("b",))

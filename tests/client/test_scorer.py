@@ -12,7 +12,7 @@ import pytest
 
 from preference_client import Failure, Prediction, Row, Scorer
 from preference_client.transport import Request, Transport
-from preference_core.battle import Battle
+from preference_core.battles.battle import Battle
 from preference_core.errors import (
     ArtefactError,
     BattleError,

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from preference_client import Scorer, Tls
-from preference_core.battle import Battle
+from preference_core.battles.battle import Battle
 from preference_core.errors import UnavailableError, UserError
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from preference_core.battle import Battle, battle_from_row, battle_from_turns, swapped_label_order
+from preference_core.battles.battle import Battle, battle_from_row, battle_from_turns, swapped_label_order
 from preference_core.errors import BattleError
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from preference_core.combination import Combination, PostProcessing, normalised_weights
+from preference_core.ensemble.combination import Combination, PostProcessing, normalised_weights
 from preference_core.errors import CombinationError, NonFiniteLogitsError
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from preference_core.battle import Battle
-from preference_core.combination import softmax
-from preference_core.encoders import encoder_from_folder
+from preference_core.battles.battle import Battle
+from preference_core.battles.encoders import encoder_from_folder
+from preference_core.battles.lengths import LENGTHS_FILE, LengthBuckets, LengthEncoder, length_of, write_buckets
+from preference_core.ensemble.combination import softmax
 from preference_core.errors import ArtefactError, ConfigError
-from preference_core.lengths import LENGTHS_FILE, LengthBuckets, LengthEncoder, length_of, write_buckets
 from preference_core.structure import structure
 
 LABELS = ("model_a", "model_b")

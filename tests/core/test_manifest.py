@@ -6,9 +6,8 @@ import socket
 
 import pytest
 
-from preference_core.contents import seal_of
-from preference_core.errors import ArtefactError, SystemFailure
-from preference_core.manifest import (
+from preference_core.artefacts.contents import seal_of
+from preference_core.artefacts.manifest import (
     FILE_NAME,
     fingerprint,
     hashed_once,
@@ -18,6 +17,7 @@ from preference_core.manifest import (
     verify,
     write_manifest,
 )
+from preference_core.errors import ArtefactError, SystemFailure
 
 
 @pytest.fixture

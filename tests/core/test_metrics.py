@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from preference_core import metrics
+from preference_core.ensemble import metrics
 from preference_core.errors import UserError
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")

@@ -1,7 +1,7 @@
 import pytest
 
+from preference_core.ensemble.settings import Config, Member, combination_of, included_file, load_config
 from preference_core.errors import ConfigError
-from preference_core.settings import Config, Member, combination_of, included_file, load_config
 from preference_core.structure import plain, structure
 
 MINIMAL = """

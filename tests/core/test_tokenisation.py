@@ -8,18 +8,19 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from preference_core.battle import Battle, battle_from_row
-from preference_core.errors import ArtefactError, ConfigError
-from preference_core.settings import Member, Truncation
-from preference_core.template import TEMPLATES
-from preference_core.tensors import FIELDS
-from preference_core.tokenisation import (
+from preference_core.battles.battle import Battle, battle_from_row
+from preference_core.battles.template import TEMPLATES
+from preference_core.battles.tokenisation import (
     BattleTokenizer,
     TokenisationSettings,
-    settings_of_checkpoint,
     write_tokenisation,
 )
-from preference_core.window import Window, shared
+from preference_core.battles.truncation import Truncation
+from preference_core.battles.window import Window, shared
+from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.ensemble.settings import Member
+from preference_core.errors import ArtefactError, ConfigError
+from preference_core.tensors import FIELDS
 from preference_training.synthetic.tiny_tokenizer import train_tokenizer
 
 EDGE_ROWS = [

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from preference_core.manifest import write_manifest
+from preference_core.artefacts.manifest import write_manifest
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preference_core.manifest import write_manifest
+from preference_core.artefacts.manifest import write_manifest
 
 CONFIG = """
 name = "small"

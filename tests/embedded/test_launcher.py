@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from preference_core.artefacts.manifest import write_manifest
 from preference_core.errors import ArtefactError, ServerError
-from preference_core.manifest import write_manifest
 from preference_embedded import processes
 from preference_embedded.launcher import Options, TritonServer
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from preference_core.artefacts.manifest import write_manifest
 from preference_core.errors import ArtefactError
-from preference_core.manifest import write_manifest
 from preference_embedded.launcher import Options, TritonServer
 
 CONFIG = """

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from preference_core.manifest import read_manifest, verify
+from preference_core.artefacts.manifest import read_manifest, verify
 from preference_export.app import app, main
 from preference_export.original.whole import quiet_loading
 

@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from preference_core.artefacts.manifest import read_manifest
 from preference_core.errors import ConfigError, PreferenceError, SystemFailure
-from preference_core.manifest import read_manifest
 from preference_export.checkpoint.architecture import ArchitectureError, architecture_of, hugging_face_config
 from preference_export.original.sample import read_sample
 

@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 import torch
 
+from preference_core.artefacts.manifest import verify
 from preference_core.errors import ArtefactError
-from preference_core.manifest import verify
 from preference_export.original.calibration import measured_ranges
 from preference_export.original.whole import Reference
 

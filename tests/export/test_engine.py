@@ -5,9 +5,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from preference_core.artefacts.manifest import read_manifest, verify
+from preference_core.ensemble.settings import Build
 from preference_core.errors import ArtefactError, ParityError
-from preference_core.manifest import read_manifest, verify
-from preference_core.settings import Build
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.artefacts.versions import versions
 from preference_export.engine.build import build_engine, check_operators, profiles_of

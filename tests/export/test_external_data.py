@@ -3,8 +3,8 @@
 import onnx
 import pytest
 
+from preference_core.artefacts.manifest import read_manifest, write_manifest
 from preference_core.errors import ArtefactError
-from preference_core.manifest import read_manifest, write_manifest
 from preference_export.graph.external_data import check_external_data
 
 

@@ -6,8 +6,8 @@ import huggingface_hub.constants
 import pytest
 from safetensors.torch import load_file, save_file
 
+from preference_core.artefacts.manifest import read_manifest
 from preference_core.errors import ArtefactError
-from preference_core.manifest import read_manifest
 
 FIRST, SECOND, SAME = (letter * 40 for letter in "abc")
 PLACES = {"base": ("tiny/base", "model.safetensors"), "adapter": ("tiny/adapter", "adapter_model.safetensors")}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from preference_core.artefacts.manifest import verify
+from preference_core.battles.lengths import LengthBuckets, write_buckets
 from preference_core.errors import SystemFailure
-from preference_core.lengths import LengthBuckets, write_buckets
-from preference_core.manifest import verify
 
 DRIVER = Path(__file__).with_name("interrupted_export.py")
 MORE_MEMBERS = """

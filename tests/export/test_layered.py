@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from preference_core.artefacts.manifest import read_manifest
 from preference_core.errors import SystemFailure
-from preference_core.manifest import read_manifest
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.gate import check
 from preference_export.gate.onnx_classifier import OnnxClassifier

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from preference_core.battle import Battle
-from preference_core.combination import softmax
-from preference_core.encoders import encoder_from_folder
+from preference_core.artefacts.manifest import files_below, read_manifest, verify
+from preference_core.battles.battle import Battle
+from preference_core.battles.encoders import encoder_from_folder
+from preference_core.battles.lengths import LengthBuckets, write_buckets
+from preference_core.ensemble.combination import softmax
+from preference_core.ensemble.settings import LABELS_THREE_WAY, load_config
 from preference_core.errors import ArtefactError, ParityError
-from preference_core.lengths import LengthBuckets, write_buckets
-from preference_core.manifest import files_below, read_manifest, verify
-from preference_core.settings import LABELS_THREE_WAY, load_config
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import measure
 from preference_export.graph.length_buckets import write_onnx
@@ -113,7 +113,7 @@ def test_a_plan_says_whether_the_buckets_are_fitted(mixed):
 
 def test_tensorrt_parses_and_builds_the_table(tmp_path):
     pytest.importorskip("tensorrt")
-    from preference_core.settings import Build
+    from preference_core.ensemble.settings import Build
     from preference_export.engine.build import build_engine, profiles_of
 
     write_onnx(tmp_path, BUCKETS)

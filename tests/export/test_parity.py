@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from preference_core.encoders import encoder_from_folder
+from preference_core.artefacts.manifest import read_manifest, write_manifest
+from preference_core.battles.encoders import encoder_from_folder
+from preference_core.ensemble.settings import ParityLimits
 from preference_core.errors import ArtefactError, ConfigError, ParityError, SystemFailure
-from preference_core.manifest import read_manifest, write_manifest
-from preference_core.settings import ParityLimits
 from preference_export.artefacts.names import DATA_FILE
 from preference_export.gate.onnx_classifier import CUDA_PROVIDER, OnnxClassifier
 from preference_export.gate.parity import compare, exceeded, limits_of, measure

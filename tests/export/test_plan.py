@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from preference_core.ensemble.settings import load_config
 from preference_core.errors import UserError
-from preference_core.settings import load_config
 from preference_export.app import app
 from preference_export.checkpoint.architecture import architecture_of
 from preference_export.checkpoint.published import BASES

@@ -4,8 +4,8 @@ import onnx
 import pytest
 import torch
 
+from preference_core.ensemble.settings import Build, Config, Member, ParityLimits, Quantisation
 from preference_core.errors import ConfigError, UserError
-from preference_core.settings import Build, Config, Member, ParityLimits, Quantisation
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.engine.build import build_engine, profiles_of
 from preference_export.gate.onnx_classifier import OnnxClassifier

@@ -9,9 +9,9 @@ from peft import TaskType
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from preference_core.ensemble.settings import LABELS_THREE_WAY as LABELS
+from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError, UserError
-from preference_core.settings import LABELS_THREE_WAY as LABELS
-from preference_core.settings import Member
 from preference_export.checkpoint.adapter import AdapterError, check_named_base, read_adapter
 from preference_export.checkpoint.architecture import ArchitectureError, architecture_of, hugging_face_config
 from preference_export.checkpoint.files import CheckpointError, TensorFiles, locate

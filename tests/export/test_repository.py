@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from preference_core import tensors
-from preference_core.combination import Combination
+from preference_core.artefacts.manifest import files_below, read_manifest, sha256_of, verify
+from preference_core.battles.tokenisation import BattleTokenizer
+from preference_core.ensemble.combination import Combination
+from preference_core.ensemble.settings import combination_of
 from preference_core.errors import ArtefactError
-from preference_core.manifest import files_below, read_manifest, sha256_of, verify
-from preference_core.settings import combination_of
 from preference_core.structure import structure
-from preference_core.tokenisation import BattleTokenizer
 from preference_export.repository.assemble import assemble, previous_of
 from preference_export.repository.triton_config import message_of, model_configs
 

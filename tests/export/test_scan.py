@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from preference_core.artefacts.manifest import read_manifest
+from preference_core.ensemble.settings import ParityLimits
 from preference_core.errors import ParityError
-from preference_core.manifest import read_manifest
-from preference_core.settings import ParityLimits
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.gate.onnx_classifier import feeds_of
 from preference_export.gate.parity import compare, exceeded, limits_of

@@ -4,7 +4,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as triton
 
 from preference_core import tensors
-from preference_core.settings import Config, Member, Serving
+from preference_core.ensemble.settings import Config, Member, Serving
 from preference_export.repository.triton_config import HEADER, message_of, model_configs, text_of
 
 SERVING = Serving(

@@ -16,10 +16,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from preference_core.battle import battle_from_row
-from preference_core.combination import softmax
-from preference_core.settings import Config, combination_of, load_config
-from preference_core.template import template_named
+from preference_core.battles.battle import battle_from_row
+from preference_core.battles.template import template_named
+from preference_core.ensemble.combination import softmax
+from preference_core.ensemble.settings import Config, combination_of, load_config
 from preference_embedded.launcher import Options, TritonServer
 
 ROOT = Path(__file__).parents[2]

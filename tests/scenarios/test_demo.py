@@ -16,7 +16,7 @@ def test_predictions_have_one_row_per_battle_in_order_and_sum_to_one(demo):
 
 
 def test_the_table_shows_the_ensemble_clearly_under_the_class_prior(demo):
-    from preference_core import metrics
+    from preference_core.ensemble import metrics
 
     labels = demo.config.labels
     targets = [metrics.target_of_row(row, labels) for row in demo.rows("data/test.csv")]

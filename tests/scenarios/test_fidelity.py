@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from preference_client.scorer import Scorer
-from preference_core.battle import battle_from_row
+from preference_core.battles.battle import battle_from_row
 
 ROOT = Path(__file__).parents[2]
 EDGE_BATTLES = [

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from preference_client.scorer import Scorer
-from preference_core.battle import battle_from_row
-from preference_core.lengths import read_buckets
-from preference_core.settings import load_config
+from preference_core.battles.battle import battle_from_row
+from preference_core.battles.lengths import read_buckets
+from preference_core.ensemble.settings import load_config
 from preference_embedded.launcher import Options, TritonServer
 
 ROOT = Path(__file__).parents[2]

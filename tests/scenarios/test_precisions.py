@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preference_core.combination import softmax
-from preference_core.encoders import encoder_from_folder
-from preference_core.metrics import log_loss, target_of_row
+from preference_core.battles.encoders import encoder_from_folder
+from preference_core.ensemble.combination import softmax
+from preference_core.ensemble.metrics import log_loss, target_of_row
 from preference_export.gate.onnx_classifier import OnnxClassifier
 
 HEAD = """

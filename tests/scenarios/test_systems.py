@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from preference_core.battle import battle_from_row
-from preference_core.combination import Combination
-from preference_core.lengths import read_buckets
-from preference_core.manifest import verify
-from preference_core.metrics import log_loss, target_of_row
-from preference_core.settings import Config, load_config
+from preference_core.artefacts.manifest import verify
+from preference_core.battles.battle import battle_from_row
+from preference_core.battles.lengths import read_buckets
+from preference_core.ensemble.combination import Combination
+from preference_core.ensemble.metrics import log_loss, target_of_row
+from preference_core.ensemble.settings import Config, load_config
 from preference_core.structure import structure
 
 ROOT = Path(__file__).parents[2]

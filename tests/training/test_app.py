@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from preference_core.settings import LABELS_THREE_WAY
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_training.battles.rows import read_labelled
 
 TEST_FILE = Path("build/small/data/test.csv")

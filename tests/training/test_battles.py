@@ -7,9 +7,9 @@ from statistics import quantiles
 import numpy as np
 import pytest
 
-from preference_core.battle import battle_from_row
-from preference_core.metrics import class_prior_log_loss
-from preference_core.settings import LABELS_THREE_WAY
+from preference_core.battles.battle import battle_from_row
+from preference_core.ensemble.metrics import class_prior_log_loss
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.tensors import FIELDS
 from preference_training.battles.formats import read_rows
 from preference_training.battles.rows import read_labelled

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from preference_core import metrics
+from preference_core.ensemble import metrics
+from preference_core.ensemble.settings import LABELS_THREE_WAY, load_config
 from preference_core.errors import UserError
-from preference_core.settings import LABELS_THREE_WAY, load_config
 from preference_training.app import app
 from preference_training.battles.baseline import BaselineSettings, cross_validated, differences_of, read_baseline
 from preference_training.battles.rows import read_labelled

@@ -11,9 +11,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from preference_core.battle import Battle
+from preference_core.battles.battle import Battle
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.errors import ArtefactError, ConfigError, SystemFailure, UserError
-from preference_core.settings import LABELS_THREE_WAY
 from preference_training.battles.rows import read_labelled
 from preference_training.fit.adapter import adapter_stage
 from preference_training.fit.encoding import collate, encode, tokenizer_of

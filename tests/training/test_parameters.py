@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from preference_core.published import BASES
-from preference_core.settings import Member
+from preference_core.ensemble.published import BASES
+from preference_core.ensemble.settings import Member
 from preference_training.fit.parameters import count_parameters
 
 GEMMA_2_2B = {

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from preference_core.settings import included_file, load_config
+from preference_core.ensemble.settings import included_file, load_config
 from preference_training.battles.formats import read_rows
 from preference_training.battles.rows import read_battles
 from preference_training.evaluation import predict

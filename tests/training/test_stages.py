@@ -2,8 +2,8 @@
 
 import pytest
 
+from preference_core.artefacts.manifest import read_manifest
 from preference_core.errors import UserError
-from preference_core.manifest import read_manifest
 from preference_training.stages import Stage, content_of
 
 

@@ -5,9 +5,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from preference_core.battle import battle_from_turns
+from preference_core.battles.battle import battle_from_turns
+from preference_core.ensemble.settings import Member
 from preference_core.errors import ConfigError
-from preference_core.settings import Member
 from preference_training.fit.encoding import tokenizer_of
 from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.synthetic.battles import generate

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from preference_core.combination import softmax
+from preference_core.ensemble.combination import softmax
+from preference_core.ensemble.metrics import log_loss
+from preference_core.ensemble.settings import LABELS_THREE_WAY, combination_of, load_config
 from preference_core.errors import ConfigError, UserError
-from preference_core.metrics import log_loss
-from preference_core.settings import LABELS_THREE_WAY, combination_of, load_config
 from preference_training.app import app
 from preference_training.combining.rules import inverse_log_loss_weights
 from preference_training.combining.weights import fit_weights, judged_rows

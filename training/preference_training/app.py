@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from preference_core.battles.lengths import read_buckets
+from preference_core.ensemble.settings import Config, Member, load_config
 from preference_core.errors import PreferenceError, UserError, describe
-from preference_core.lengths import read_buckets
-from preference_core.settings import Config, Member, load_config
 from preference_training import measure, prepare
 from preference_training.battles.baseline import baseline_folder, baseline_stage, make_baseline
 from preference_training.files import check_input, check_training_inputs

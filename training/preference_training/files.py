@@ -3,8 +3,8 @@
 from pathlib import Path
 from shlex import quote
 
+from preference_core.ensemble.settings import Config, Member, is_hub_id
 from preference_core.errors import SystemFailure, UserError
-from preference_core.settings import Config, Member, is_hub_id
 from preference_training.synthetic.generate import generation_of, source_file
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from preference_core.ensemble.settings import Config, included_file, load_config
 from preference_core.errors import UserError, nearest
-from preference_core.settings import Config, included_file, load_config
 from preference_core.structure import plain
 from preference_training.battles.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
 from preference_training.battles.rows import read_battles, read_labelled

@@ -1,7 +1,7 @@
 """Which members of an ensemble a command is about."""
 
+from preference_core.ensemble.settings import Config, Kind, Member
 from preference_core.errors import UserError, nearest
-from preference_core.settings import Config, Kind, Member
 
 
 def chosen_members(config: Config, name: str | None, kind: Kind | None = None) -> list[Member]:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from preference_core.ensemble.settings import load_config
 from preference_core.errors import UserError
-from preference_core.settings import load_config
 from preference_core.structure import plain
 from preference_training.battles.split import make_split, split_stage
 from preference_training.files import check_input, check_target

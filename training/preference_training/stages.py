@@ -11,8 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from preference_core.errors import ArtefactError, UserError
-from preference_core.manifest import (
+from preference_core.artefacts.manifest import (
     FILE_NAME,
     files_below,
     fingerprint,
@@ -21,6 +20,7 @@ from preference_core.manifest import (
     verify,
     write_manifest,
 )
+from preference_core.errors import ArtefactError, UserError
 
 #: The file in a folder that is being made which says from what.
 _BEGUN = ".begun"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import preference_core
 import preference_export
-from preference_core.manifest import fingerprint, sha256_of
+from preference_core.artefacts.manifest import fingerprint, sha256_of
 
 PACKAGES = ("onnx-ir", "onnxscript", "peft", "safetensors", "torch", "transformers")
 

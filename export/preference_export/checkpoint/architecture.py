@@ -13,8 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from preference_core.artefacts.git_lfs import pull_hint
 from preference_core.errors import UserError
-from preference_core.git_lfs import pull_hint
 
 Activation = Literal["silu", "gelu_tanh"]
 

@@ -14,9 +14,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from preference_core.artefacts.git_lfs import pull_hint
+from preference_core.ensemble.settings import is_hub_id
 from preference_core.errors import SystemFailure, UserError
-from preference_core.git_lfs import pull_hint
-from preference_core.settings import is_hub_id
 
 BASE_WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
-from preference_core.settings import Member
 from preference_export.checkpoint.files import read_json
 
 #: The one `problem_type` whose logits a softmax turns into probabilities.

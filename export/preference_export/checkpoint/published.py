@@ -1,6 +1,6 @@
 """The published bases as `transformers` sees them, for planning without a network.
 
-A view of `preference_core.published`, with the number of parameters that the page of each model states.
+A view of `preference_core.ensemble.published`, with the number of parameters that the page of each model states.
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from preference_core.published import BASES as SHAPES
-from preference_core.published import Shape
+from preference_core.ensemble.published import BASES as SHAPES
+from preference_core.ensemble.published import Shape
 
 #: Parameters of the checkpoint, its language-model head included, by the beginning of the hub id.
 PARAMETERS = {

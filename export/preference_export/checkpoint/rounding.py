@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from preference_core.ensemble.settings import Rounding
 from preference_core.errors import UserError
-from preference_core.settings import Rounding
 from preference_export.checkpoint.adapter import HEAD
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.checkpoint.quantised_base import QuantisedFiles, dequantised_8bit, scaled

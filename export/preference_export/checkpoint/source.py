@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from preference_core.artefacts.manifest import Manifest, sha256s_of
+from preference_core.battles.lengths import LENGTHS_FILE
+from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
-from preference_core.lengths import LENGTHS_FILE
-from preference_core.manifest import Manifest, sha256s_of
-from preference_core.settings import Member
 from preference_export.checkpoint.files import Checkpoint, locate
 
 T = TypeVar("T")

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from preference_core.artefacts.manifest import sha256_of
+from preference_core.battles.tokenisation import TOKENIZER_FILE, read_tokenizer
 from preference_core.errors import ArtefactError
-from preference_core.manifest import sha256_of
-from preference_core.tokenisation import TOKENIZER_FILE, read_tokenizer
 from preference_export.checkpoint.files import Checkpoint
 from preference_export.checkpoint.source import Source
 

@@ -6,10 +6,10 @@
 from pathlib import Path
 from typing import Any
 
+from preference_core.artefacts.manifest import Manifest, read_manifest, verify, write_manifest
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError
-from preference_core.manifest import Manifest, read_manifest, verify, write_manifest
 from preference_core.progress import StepDone
-from preference_core.settings import Config, Member
 from preference_core.structure import plain
 from preference_export.artefacts.folders import remove_remains, replaced
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE

@@ -14,9 +14,9 @@ import onnx
 import torch
 
 from preference_core import tensors
+from preference_core.ensemble.settings import Build, Member
 from preference_core.errors import ArtefactError, SystemFailure, UserError
 from preference_core.progress import StepDone
-from preference_core.settings import Build, Member
 from preference_export.engine.operators import refusals
 
 #: Sequences of full length whose tokens the latency profile admits: one in both orders, and a little company.

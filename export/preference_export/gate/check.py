@@ -13,13 +13,13 @@ import numpy as np
 import onnxruntime
 import torch
 
-from preference_core.battle import swapped_label_order
-from preference_core.combination import softmax
-from preference_core.encoders import encoder_from_folder
+from preference_core.artefacts.manifest import Manifest, amend_manifest, sha256_of
+from preference_core.battles.battle import swapped_label_order
+from preference_core.battles.encoders import encoder_from_folder
+from preference_core.ensemble.combination import softmax
+from preference_core.ensemble.metrics import swap_consistency
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ConfigError, ParityError, UserError
-from preference_core.manifest import Manifest, amend_manifest, sha256_of
-from preference_core.metrics import swap_consistency
-from preference_core.settings import Config, Member
 from preference_core.structure import plain
 from preference_export.artefacts.names import MODEL_FILE, PLAN_FILE
 from preference_export.artefacts.versions import versions

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from preference_core.combination import softmax
+from preference_core.ensemble.combination import softmax
+from preference_core.ensemble.metrics import log_loss
+from preference_core.ensemble.settings import ParityLimits, Precision
 from preference_core.errors import ParityError
-from preference_core.metrics import log_loss
-from preference_core.settings import ParityLimits, Precision
 from preference_export.original.classifier import Classifier, Logits, TokenIds
 
 #: Limits that hold where the configuration gives none. FP32 differs by rounding only; elsewhere a near tie may flip.

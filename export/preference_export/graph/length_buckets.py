@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from preference_core import tensors
-from preference_core.lengths import LengthBuckets
+from preference_core.battles.lengths import LengthBuckets
 from preference_core.tensors import Tensor
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.graph.write import OPSET

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from preference_core.artefacts.manifest import Manifest, amend_manifest, read_manifest, verify, write_manifest
+from preference_core.battles.lengths import read_buckets, write_buckets
+from preference_core.battles.tokenisation import write_tokenisation
+from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError
-from preference_core.lengths import read_buckets, write_buckets
-from preference_core.manifest import Manifest, amend_manifest, read_manifest, verify, write_manifest
 from preference_core.progress import BytesDone
-from preference_core.settings import Config, Member
 from preference_core.structure import plain
-from preference_core.tokenisation import settings_of_checkpoint, write_tokenisation
 from preference_export.artefacts.folders import remove_remains, replaced
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.artefacts.versions import versions

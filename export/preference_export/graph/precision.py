@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from preference_core.ensemble.settings import Config, Member, Precision, Quantisation
 from preference_core.errors import UserError
-from preference_core.settings import Config, Member, Precision, Quantisation
 
 GEMM_DTYPES: Mapping[Precision, torch.dtype] = {
     "fp32": torch.float32,

@@ -9,9 +9,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from preference_core.artefacts.manifest import verify
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError
-from preference_core.manifest import verify
-from preference_core.settings import Config, Member
 from preference_core.structure import plain
 from preference_export.graph.quantise import Ranges
 

@@ -19,10 +19,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 
+from preference_core.artefacts.manifest import read_manifest, sha256_of, verify, write_manifest
+from preference_core.battles.tokenisation import BattleTokenizer, write_tokenisation
+from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError, ConfigError, UserError
-from preference_core.manifest import read_manifest, sha256_of, verify, write_manifest
-from preference_core.settings import Config, Member
-from preference_core.tokenisation import BattleTokenizer, settings_of_checkpoint, write_tokenisation
 from preference_export.artefacts.folders import remove_remains, replaced
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.source import Source, input_hashes

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from preference_core.lengths import LengthBuckets
+from preference_core.battles.lengths import LengthBuckets
 from preference_export.original.classifier import Logits, TokenIds
 
 

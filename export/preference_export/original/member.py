@@ -2,8 +2,8 @@
 
 import math
 
-from preference_core.lengths import read_buckets
-from preference_core.settings import Config, Member
+from preference_core.battles.lengths import read_buckets
+from preference_core.ensemble.settings import Config, Member
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.checkpoint.source import Source
 from preference_export.graph.member import open_member

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow
 from pyarrow.parquet import ParquetFile
 
-from preference_core.battle import Battle, battle_from_row
+from preference_core.artefacts.git_lfs import pull_hint
+from preference_core.battles.battle import Battle, battle_from_row
+from preference_core.ensemble.metrics import target_of_row
 from preference_core.errors import ConfigError, UserError, nearest
-from preference_core.git_lfs import pull_hint
-from preference_core.metrics import target_of_row
 from preference_core.tensors import FIELDS
 
 SAMPLE_BATTLES = 64

@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from preference_core import tensors
-from preference_core.encoders import ENCODER_FILES
+from preference_core.artefacts.manifest import (
+    REPOSITORY,
+    Manifest,
+    fingerprint,
+    read_manifest,
+    sha256_of,
+    verify,
+    write_manifest,
+)
+from preference_core.battles.encoders import ENCODER_FILES
+from preference_core.ensemble.settings import Config, Member, combination_of
 from preference_core.errors import ArtefactError
-from preference_core.manifest import REPOSITORY, Manifest, fingerprint, read_manifest, sha256_of, verify, write_manifest
-from preference_core.settings import Config, Member, combination_of
 from preference_core.structure import plain, structure
 from preference_core.triton_model import UNCHECKED
 from preference_export.artefacts.folders import end_exchange, exchange, link_or_copy, replaced

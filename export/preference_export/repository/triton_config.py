@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from preference_core import tensors
-from preference_core.settings import Config, Member
+from preference_core.ensemble.settings import Config, Member
 from preference_core.tensors import Tensor
 from preference_export.engine.build import profiles_of
 from preference_export.graph.precision import CUDA_OPTIONS

@@ -10,8 +10,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from preference_core import tensors
-from preference_core.battle import SPECIAL_CASES
-from preference_core.combination import Combination
+from preference_core.battles.battle import SPECIAL_CASES
+from preference_core.ensemble.combination import Combination
 from preference_core.structure import structure
 from preference_core.triton_model import model_context, per_request, row_of_request
 

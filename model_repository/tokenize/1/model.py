@@ -9,8 +9,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from preference_core import tensors
-from preference_core.battle import SPECIAL_CASES
-from preference_core.encoders import encoder_from_folder
+from preference_core.battles.battle import SPECIAL_CASES
+from preference_core.battles.encoders import encoder_from_folder
 from preference_core.triton_model import battle_of_request, model_context, per_request
 
 

@@ -1,6 +1,6 @@
 """Fits the length baseline: shares of the labels in each bucket of the difference in length.
 
-It is the least a classifier must beat, and can be a member of an ensemble. `preference_core.lengths`
+It is the least a classifier must beat, and can be a member of an ensemble. `preference_core.battles.lengths`
 says what the buckets are; this module knows no text and no models.
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.battle import Battle
+from preference_core.artefacts.manifest import read_manifest, verify
+from preference_core.battles.battle import Battle
+from preference_core.battles.lengths import LengthBuckets, Unit, difference_of, read_buckets, write_buckets
+from preference_core.ensemble.metrics import class_prior_log_loss, log_losses
+from preference_core.ensemble.settings import Config
 from preference_core.errors import ConfigError, UserError
-from preference_core.lengths import LengthBuckets, Unit, difference_of, read_buckets, write_buckets
-from preference_core.manifest import read_manifest, verify
-from preference_core.metrics import class_prior_log_loss, log_losses
-from preference_core.settings import Config
 from preference_core.structure import plain, structure
 from preference_training.battles.rows import LabelledBattles, read_labelled
 from preference_training.stages import Stage, content_of

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.battle import UNREADABLE, Battle, battle_from_row
+from preference_core.battles.battle import UNREADABLE, Battle, battle_from_row
+from preference_core.ensemble.metrics import target_of_row
 from preference_core.errors import UserError
-from preference_core.metrics import target_of_row
 from preference_training.battles.formats import read_rows
 
 T = TypeVar("T")

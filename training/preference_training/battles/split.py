@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from preference_core.battle import REPLACEMENT_CHARACTER, UNREADABLE, battle_from_row
+from preference_core.battles.battle import REPLACEMENT_CHARACTER, UNREADABLE, battle_from_row
+from preference_core.battles.lengths import difference_of
+from preference_core.ensemble.metrics import target_of_row
+from preference_core.ensemble.settings import Config
 from preference_core.errors import ConfigError, UserError
-from preference_core.lengths import difference_of
-from preference_core.metrics import target_of_row
-from preference_core.settings import Config
 from preference_core.structure import plain
 from preference_training.battles.formats import read_rows
 from preference_training.battles.rows import new_id

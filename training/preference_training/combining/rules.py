@@ -11,8 +11,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.combination import Combination, PostProcessing
-from preference_core.metrics import log_loss
+from preference_core.ensemble.combination import Combination, PostProcessing
+from preference_core.ensemble.metrics import log_loss
 from preference_training.statistics.convex import fit_log_linear, minimise_on_simplex
 from preference_training.statistics.intervals import Array, Indices
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from preference_core.combination import Combination, PostProcessing
+from preference_core.ensemble.combination import Combination, PostProcessing
+from preference_core.ensemble.metrics import log_loss, log_losses
+from preference_core.ensemble.settings import Config, combination_of
 from preference_core.errors import UserError
-from preference_core.metrics import log_loss, log_losses
 from preference_core.progress import StepDone, no_report
-from preference_core.settings import Config, combination_of
 from preference_training.battles.rows import read_labelled
 from preference_training.combining.rules import RULES, Rule, with_post_processing, with_temperatures, with_weights
 from preference_training.evaluation.combination import combination_of_members

@@ -10,8 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from preference_core.battle import swapped_label_order
-from preference_core.metrics import log_losses
+from preference_core.battles.battle import swapped_label_order
+from preference_core.ensemble.metrics import log_losses
 from preference_core.tensors import FIELDS
 from preference_training.battles.baseline import differences_of
 from preference_training.battles.rows import LabelledBattles

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from preference_core.combination import Combination
-from preference_core.settings import Config, combination_of
+from preference_core.ensemble.combination import Combination
+from preference_core.ensemble.settings import Config, combination_of
 
 
 def combination_of_members(config: Config, names: Sequence[str]) -> Combination:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from preference_core.metrics import log_losses
+from preference_core.ensemble.metrics import log_losses
+from preference_core.ensemble.settings import Config
 from preference_core.progress import StepDone, no_report
-from preference_core.settings import Config
 from preference_training.battles.baseline import baseline_predictions
 from preference_training.battles.formats import read_rows
 from preference_training.battles.rows import LabelledBattles, read_labelled

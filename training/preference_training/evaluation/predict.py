@@ -16,11 +16,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 
-from preference_core.battle import Battle
+from preference_core.battles.battle import Battle
+from preference_core.battles.lengths import LengthBuckets, read_buckets
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError, SystemFailure, UserError
-from preference_core.lengths import LengthBuckets, read_buckets
 from preference_core.progress import StepDone
-from preference_core.settings import Config, Member
 from preference_training.evaluation.combination import combination_of_members
 from preference_training.evaluation.predictions import Predictions
 from preference_training.fit.encoding import tokenizer_of

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from preference_core.ensemble.metrics import joined_by_id
+from preference_core.ensemble.settings import Config
 from preference_core.errors import UserError, nearest
-from preference_core.metrics import joined_by_id
-from preference_core.settings import Config
 from preference_training.battles.rows import rows_by_id
 from preference_training.statistics.intervals import Array
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from preference_core.battle import swapped_label_order
+from preference_core.battles.battle import swapped_label_order
+from preference_core.ensemble.settings import Config
 from preference_core.errors import UserError
-from preference_core.settings import Config
 from preference_training.evaluation.breakdown import lead_of
 from preference_training.evaluation.predictions import ENSEMBLE, Predictions, read_predictions
 from preference_training.statistics.intervals import Array, Estimate, Resamples, share_of

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from preference_core.battle import Battle
-from preference_core.metrics import log_losses
-from preference_core.progress import StepDone
-from preference_core.settings import Config, Member, is_hub_id
-from preference_core.tensors import FIELDS
-from preference_core.tokenisation import (
+from preference_core.battles.battle import Battle
+from preference_core.battles.tokenisation import (
     SETTINGS_FILE,
     TOKENIZER_FILE,
     BattleTokenizer,
     read_tokenizer,
-    settings_of_checkpoint,
 )
+from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.ensemble.metrics import log_losses
+from preference_core.ensemble.settings import Config, Member, is_hub_id
+from preference_core.progress import StepDone
+from preference_core.tensors import FIELDS
 from preference_training.battles.rows import LabelledBattles
 from preference_training.evaluation.predictions import Predictions
 from preference_training.members import chosen_members

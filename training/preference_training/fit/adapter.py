@@ -6,8 +6,8 @@ Apart from `fit`, so that an adapter that is up to date costs no import of torch
 from pathlib import Path
 from typing import Any
 
+from preference_core.ensemble.settings import Config, Member, is_hub_id
 from preference_core.errors import ConfigError
-from preference_core.settings import Config, Member, is_hub_id
 from preference_core.structure import plain
 from preference_training.fit.recipe import recipe_of
 from preference_training.stages import Stage, content_of

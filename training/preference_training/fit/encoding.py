@@ -9,9 +9,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from preference_core.battle import swapped_label_order
-from preference_core.settings import Member
-from preference_core.tokenisation import BattleTokenizer, TokenisedBattle, settings_of_checkpoint, write_tokenisation
+from preference_core.battles.battle import swapped_label_order
+from preference_core.battles.tokenisation import (
+    BattleTokenizer,
+    TokenisedBattle,
+    write_tokenisation,
+)
+from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.ensemble.settings import Member
 from preference_training.battles.identities import Identities
 from preference_training.battles.rows import LabelledBattles
 from preference_training.fit.battle_order import Example

@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from preference_core.ensemble.settings import Member, is_hub_id
 from preference_core.errors import SystemFailure, UserError
-from preference_core.settings import Member, is_hub_id
 from preference_training.fit.recipe import Recipe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -13,8 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from queue import Empty, Queue
 from typing import Any
 
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import SystemFailure
-from preference_core.settings import Config, Member
 from preference_training.fit.adapter import adapter_stage
 
 Measured = Mapping[str, Any]

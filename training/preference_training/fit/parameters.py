@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from preference_core.settings import Member
+from preference_core.ensemble.settings import Member
 from preference_training.fit.base_shape import shape_of
 from preference_training.fit.model import lora_settings
 from preference_training.fit.quiet_libraries import quiet_transformers

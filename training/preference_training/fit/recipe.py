@@ -6,8 +6,8 @@ Says nothing of how it is done; see `model` and `fit`.
 from dataclasses import dataclass
 from typing import Literal
 
+from preference_core.ensemble.settings import Member
 from preference_core.errors import ConfigError
-from preference_core.settings import Member
 from preference_core.structure import structure
 
 

@@ -16,11 +16,11 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainer
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from preference_core.combination import softmax
+from preference_core.battles.tokenisation import BattleTokenizer
+from preference_core.ensemble.combination import softmax
+from preference_core.ensemble.metrics import accuracy, log_loss
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ConfigError, SystemFailure
-from preference_core.metrics import accuracy, log_loss
-from preference_core.settings import Config, Member
-from preference_core.tokenisation import BattleTokenizer
 from preference_training.battles.identities import read_identities
 from preference_training.battles.rows import read_labelled
 from preference_training.fit.adapter import train_file

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.combination import softmax
+from preference_core.ensemble.combination import softmax
 from preference_training.statistics.intervals import Array, Indices
 
 #: How far above the minimum a result may be, in the unit of the loss; both methods can tell.

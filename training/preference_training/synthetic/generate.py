@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preference_core.battle import battle_from_turns
+from preference_core.battles.battle import battle_from_turns
+from preference_core.battles.template import template_named
+from preference_core.ensemble.settings import LABELS_THREE_WAY, Config, Member
 from preference_core.errors import ConfigError, nearest
-from preference_core.settings import LABELS_THREE_WAY, Config, Member
 from preference_core.structure import plain, structure
-from preference_core.template import template_named
 from preference_training.battles.baseline import BaselineSettings
 from preference_training.battles.split import Split
 from preference_training.stages import Stage

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from preference_core.ensemble.published import Shape
+from preference_core.ensemble.settings import Config, Member, load_config
 from preference_core.errors import ConfigError
-from preference_core.published import Shape
-from preference_core.settings import Config, Member, load_config
 from preference_core.structure import plain, structure
 from preference_training.battles.split import Split
 from preference_training.fit.base_shape import shape_of

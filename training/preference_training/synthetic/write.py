@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from preference_core.settings import LABELS_THREE_WAY
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.tensors import FIELDS
 from preference_training.battles.turns import json_turns
 from preference_training.synthetic.battles import GeneratedBattle

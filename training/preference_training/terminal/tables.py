@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
-from preference_core.settings import Config
+from preference_core.ensemble.settings import Config
 from preference_training.battles.baseline import BaselineScore
 from preference_training.combining.weights import Fitted
 from preference_training.evaluation.evaluate import Evaluation

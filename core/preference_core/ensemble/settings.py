@@ -4,7 +4,6 @@ Holds every key that more than one part reads. What only training reads stays a 
 `preference_training` turns into its own dataclasses with the same strictness.
 """
 
-import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -12,15 +11,15 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from preference_core.combination import Combination, PostProcessing
+from preference_core.battles.template import template_named
+from preference_core.battles.truncation import Truncation
+from preference_core.ensemble.combination import Combination, PostProcessing
 from preference_core.errors import CombinationError, ConfigError, nearest
-from preference_core.structure import structure
-from preference_core.template import template_named
-from preference_core.tensors import FIELDS, RESERVED_MODEL_NAMES
+from preference_core.structure import at_least, structure
+from preference_core.tensors import RESERVED_MODEL_NAMES
 
 LABELS_THREE_WAY = ("winner_model_a", "winner_model_b", "winner_tie")
 
-Policy = Literal["right", "left", "middle", "spread", "longest_first", "turns"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Engine = Literal["tensorrt", "onnxruntime"]
 Rounding = Literal["none", "nf4", "int8"]
@@ -28,34 +27,6 @@ Kind = Literal["classifier", "length_buckets"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """What is cut when a battle has more than `max_tokens` tokens; see `preference_core.tokenisation`.
-
-    `prompt_tokens` and `response_tokens` are the budgets of `middle` and `spread`, in tokens; without them each field
-    may have a third of `max_tokens`. `mark` stands where `middle` cut.
-    """
-
-    policy: Policy = "right"
-    prompt_tokens: int | None = None
-    response_tokens: int | None = None
-    mark: str = "\n(snip)\n"
-
-    def __post_init__(self) -> None:
-        budgets = {"prompt_tokens": self.prompt_tokens, "response_tokens": self.response_tokens}
-        for key, value in budgets.items():
-            if value is None:
-                continue
-            if self.policy not in ("middle", "spread"):
-                raise ConfigError(f"`{key}` has no meaning for the policy `{self.policy}`")
-            _at_least(key, value, 2)
-
-    def budget(self, field_name: str, max_tokens: int) -> int:
-        """Tokens that `field_name` may have under `middle` and `spread`."""
-        chosen = self.prompt_tokens if field_name == FIELDS[0] else self.response_tokens
-        return max_tokens // len(FIELDS) if chosen is None else chosen
 
 
 @dataclass(frozen=True)
@@ -100,7 +71,7 @@ class Build:
     optimisation_level: int = 3
 
     def __post_init__(self) -> None:
-        _at_least("workspace_mebibytes", self.workspace_mebibytes, 1)
+        at_least("workspace_mebibytes", self.workspace_mebibytes, 1)
         if not 0 <= self.optimisation_level <= 5:
             raise ConfigError(f"`optimisation_level` is {self.optimisation_level}, expected 0 to 5")
 
@@ -150,10 +121,10 @@ class Member:
                 hint="A member's name is lower-case letters, digits and underscores, and none of: "
                 + ", ".join(sorted(RESERVED_MODEL_NAMES)),
             )
-        _at_least("instances", self.instances, 1)
-        _at_least("threads", self.threads, 1)
+        at_least("instances", self.instances, 1)
+        at_least("threads", self.threads, 1)
         for number in self.gpus:
-            _at_least("gpus", number, 0)
+            at_least("gpus", number, 0)
         if len(set(self.gpus)) < len(self.gpus):
             raise ConfigError(
                 f"`gpus` is {list(self.gpus)}, which names one twice",
@@ -182,7 +153,7 @@ class Member:
         if not self.template:
             raise ConfigError("`template` is missing")
         template_named(self.template)
-        _at_least("max_tokens", self.max_tokens, 16)
+        at_least("max_tokens", self.max_tokens, 16)
         if self.adapter == ():
             raise ConfigError("`adapter` is an empty list", hint="Leave it out where the base brings its own head.")
         if len(self.adapter_revisions) != len(self.adapters):
@@ -251,9 +222,9 @@ class Serving:
     def __post_init__(self) -> None:
         counts = ("max_batch_size", "max_queue_size", "queue_timeout_microseconds", "tokenize_instances")
         for key in (*counts, "max_text_bytes", "max_turns", "latency_goal_milliseconds"):
-            _at_least(key, getattr(self, key), 1)
-        _at_least("max_queue_delay_microseconds", self.max_queue_delay_microseconds, 0)
-        _at_least("served_versions", self.served_versions, 1)
+            at_least(key, getattr(self, key), 1)
+        at_least("max_queue_delay_microseconds", self.max_queue_delay_microseconds, 0)
+        at_least("served_versions", self.served_versions, 1)
 
 
 @dataclass(frozen=True)
@@ -388,8 +359,3 @@ def _toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"There is no file `{path}`") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"`{path}` cannot be read: {error}") from error
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if not math.isfinite(value) or value < least:
-        raise ConfigError(f"`{key}` is {value}, expected at least {least}")

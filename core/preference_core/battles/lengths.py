@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.battle import Battle, Turns
+from preference_core.battles.battle import Battle, Turns
+from preference_core.battles.tokenisation import TokenisedBattle
 from preference_core.errors import ArtefactError, ConfigError
 from preference_core.structure import plain, structure
-from preference_core.tokenisation import TokenisedBattle
 
 Unit = Literal["characters", "words"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.battle import SPECIAL_CASES, swapped_label_order
+from preference_core.battles.battle import SPECIAL_CASES, swapped_label_order
 from preference_core.errors import CombinationError, NonFiniteLogitsError, nearest
 
 Array = npt.NDArray[np.float64]
@@ -46,7 +46,7 @@ class PostProcessing:
 class Combination:
     """How `members` are combined over `labels`; `weights` and `temperatures` follow the order of `members`.
 
-    `fixed` answers special cases (`preference_core.battle.SPECIAL_CASES`) with probabilities per label.
+    `fixed` answers special cases (`preference_core.battles.battle.SPECIAL_CASES`) with probabilities per label.
     """
 
     labels: tuple[str, ...]

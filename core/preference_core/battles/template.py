@@ -7,7 +7,7 @@ tokens surround the text; the tokenizer decides which ids these are.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from preference_core.battle import Battle
+from preference_core.battles.battle import Battle
 from preference_core.errors import ConfigError, nearest
 from preference_core.tensors import FIELDS
 

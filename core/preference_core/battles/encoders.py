@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from preference_core.battle import Battle
-from preference_core.lengths import LENGTHS_FILE, LengthEncoder, read_buckets
-from preference_core.tokenisation import SETTINGS_FILE, TOKENIZER_FILE, BattleTokenizer, TokenisedBattle
+from preference_core.battles.battle import Battle
+from preference_core.battles.lengths import LENGTHS_FILE, LengthEncoder, read_buckets
+from preference_core.battles.tokenisation import SETTINGS_FILE, TOKENIZER_FILE, BattleTokenizer, TokenisedBattle
 
 #: Every file that an encoder may be read from.
 ENCODER_FILES = (TOKENIZER_FILE, SETTINGS_FILE, LENGTHS_FILE)

@@ -1,7 +1,8 @@
 """The manifest: what an artefact is, what it was made from, and the SHA-256 of every file in it.
 
-A manifest lies beside the files it lists. Whoever is about to load or run them verifies them first; this module only
-hashes and compares, and does not know what the files mean. `python3 -m preference_core.manifest FOLDER [KIND]` does so.
+A manifest lies beside the files it lists. Whoever is about to load or run them verifies them first, as
+`python3 -m preference_core.artefacts.manifest FOLDER [KIND]` does. This module only hashes and compares, and does not
+know what the files mean.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preference_core.contents import contents_of, read_regular
+from preference_core.artefacts.contents import contents_of, read_regular
 from preference_core.errors import ArtefactError, ConfigError, PreferenceError, SystemFailure, describe
 from preference_core.structure import plain, structure
 
@@ -224,7 +225,7 @@ def _is_below(name: str, below: str) -> bool:
 def main(arguments: Sequence[str]) -> int:
     """Verifies the folder named in `arguments`, perhaps its kind; returns the exit code. All it says goes to stderr."""
     if len(arguments) not in (1, 2):
-        sys.stderr.write("usage: python3 -m preference_core.manifest FOLDER [KIND]\n")
+        sys.stderr.write("usage: python3 -m preference_core.artefacts.manifest FOLDER [KIND]\n")
         return 2
     try:
         manifest = verify(Path(arguments[0]), kind=arguments[1] if len(arguments) == 2 else None)

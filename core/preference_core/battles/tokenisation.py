@@ -17,20 +17,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from preference_core.battle import Battle
+from preference_core.artefacts.git_lfs import pull_hint
+from preference_core.battles.battle import Battle
+from preference_core.battles.template import template_named
+from preference_core.battles.truncation import Truncation
+from preference_core.battles.window import Encoded, Window, shared
 from preference_core.errors import ArtefactError, ConfigError
-from preference_core.git_lfs import pull_hint
-from preference_core.settings import Member, Truncation
 from preference_core.structure import plain, structure
-from preference_core.template import template_named
 from preference_core.tensors import FIELDS
-from preference_core.window import Encoded, Window, shared
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenisation.json"
@@ -264,24 +263,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ArtefactError(f"`{path}` cannot be read: {error}", hint) from error
 
 
-def settings_of_checkpoint(checkpoint: Path, member: Member) -> TokenisationSettings:
-    """The settings of `member` with the special tokens that its checkpoint's `tokenizer_config.json` names."""
-    path = checkpoint / "tokenizer_config.json"
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"`{path}` cannot be read: {error}", pull_hint(path)) from error
-    if not isinstance(table, Mapping):
-        raise ArtefactError(f"`{path}` holds {type(table).__name__}, expected an object")
-    return TokenisationSettings(
-        template=member.template,
-        max_tokens=member.max_tokens,
-        truncation=member.truncation,
-        bos_token=_token_text(table.get("bos_token")),
-        eos_token=_token_text(table.get("eos_token")),
-    )
-
-
 def write_tokenisation(folder: Path, checkpoint: Path, settings: TokenisationSettings) -> None:
     """Copies the checkpoint's `tokenizer.json` into `folder` and writes `tokenisation.json` beside it."""
     source = checkpoint / TOKENIZER_FILE
@@ -294,13 +275,6 @@ def write_tokenisation(folder: Path, checkpoint: Path, settings: TokenisationSet
     shutil.copyfile(source, folder / TOKENIZER_FILE)
     text = json.dumps(plain(settings), indent=1, sort_keys=True, ensure_ascii=True)
     (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _token_text(value: Any) -> str | None:
-    """A special token of `tokenizer_config.json`: text, or a table with its `content`."""
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
 
 
 def _three(values: Sequence[int]) -> tuple[int, int, int]:

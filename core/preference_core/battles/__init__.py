@@ -1,0 +1,1 @@
+"""From a battle to the ids that a member reads."""

@@ -1,0 +1,36 @@
+"""How a member reads battles: what its configuration says, with the special tokens that its checkpoint names."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from preference_core.artefacts.git_lfs import pull_hint
+from preference_core.battles.tokenisation import TokenisationSettings
+from preference_core.ensemble.settings import Member
+from preference_core.errors import ArtefactError
+
+
+def settings_of_checkpoint(checkpoint: Path, member: Member) -> TokenisationSettings:
+    """The settings of `member` with the special tokens that its checkpoint's `tokenizer_config.json` names."""
+    path = checkpoint / "tokenizer_config.json"
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"`{path}` cannot be read: {error}", pull_hint(path)) from error
+    if not isinstance(table, Mapping):
+        raise ArtefactError(f"`{path}` holds {type(table).__name__}, expected an object")
+    return TokenisationSettings(
+        template=member.template,
+        max_tokens=member.max_tokens,
+        truncation=member.truncation,
+        bos_token=_token_text(table.get("bos_token")),
+        eos_token=_token_text(table.get("eos_token")),
+    )
+
+
+def _token_text(value: Any) -> str | None:
+    """A special token of `tokenizer_config.json`: text, or a table with its `content`."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
