@@ -1,7 +1,7 @@
 # preference-ensemble: every command of the project. `make` alone lists them.
 #
 # Two environments: .venv trains, exports and scores; .venv-server is what the embedded server's Python models see, and
-# holds only the contract and the runtime, as the container does.
+# holds only the contract and the runtime, as the container does. (`make check-deploy` makes a third, for its tools.)
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.toml
@@ -10,6 +10,7 @@ PROFILE ?= gpu
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 BIN := $(ROOT)/.venv/bin
 SERVER_BIN := $(ROOT)/.venv-server/bin
+DEPLOY_BIN := $(ROOT)/.venv-deploy/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo
 # The tiny twin of CONFIG: a configuration is called as its file is.
@@ -19,7 +20,7 @@ TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 export PREFERENCE_SERVER_PYTHON := $(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo twin test test-container check format export serve up down sources bench-export lock clean
+.PHONY: help install demo twin test test-container check check-deploy format export serve up down sources bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(ROOT)/Makefile
@@ -88,6 +89,15 @@ check: install ## formatting, lint, types
 	for part in core training export client embedded; do \
 		$(BIN)/mypy --config-file pyproject.toml $$part/preference_$$part || exit; done
 
+check-deploy: export PREFERENCE_DEPLOY_TOOLS := $(DEPLOY_BIN)
+check-deploy: install $(DEPLOY_BIN)/.installed ## the Kubernetes manifests: rendered, valid for each release, confined
+	$(BIN)/python -m pytest tests/deploy
+
+$(DEPLOY_BIN)/.installed: requirements/deploy.txt
+	$(PYTHON) -m venv $(ROOT)/.venv-deploy
+	$(DEPLOY_BIN)/python $(PIP_INSTALL) --requirement requirements/deploy.txt
+	touch $@
+
 format: install ## format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -113,6 +123,7 @@ bench-export: install ## memory and time of exporting full-size models (40 GB of
 lock: install ## write the versions now installed into requirements/
 	$(BIN)/python -m pip freeze --exclude-editable --all | grep -v '^pip==' | sed 's/+cpu$$//' >requirements/main.txt
 	$(SERVER_BIN)/python -m pip freeze --exclude-editable --all | grep -v '^pip==' >requirements/server.txt
+	test ! -d $(DEPLOY_BIN) || $(DEPLOY_BIN)/python -m pip freeze --all | grep -Ev '^(pip|setuptools)==' >requirements/deploy.txt
 
 clean: ## remove everything generated, environments included
-	rm -rf build .venv .venv-server
+	rm -rf build .venv .venv-server .venv-deploy

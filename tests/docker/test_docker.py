@@ -1,10 +1,12 @@
 """The container as far as it can be checked without a Docker engine: linters, settings, its scripts run for real."""
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -218,3 +220,67 @@ def test_the_health_check_asks_whether_every_model_is_ready(
     (tmp_path / "ready.py").write_text(script)
     result = subprocess.run([sys.executable, tmp_path / "ready.py"], capture_output=True, check=False)
     assert (result.returncode == 0) is healthy
+
+
+@pytest.fixture
+def fetch(tmp_path: Path, repository: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs the init container's program on an archive of `repository`, which `change` may alter first."""
+    target = tmp_path / "fetched"
+    target.mkdir()
+
+    def run(change: Callable[[Path], None] = lambda archive: None, sha256: str = "") -> Any:
+        archive = tmp_path / "repository.tar.gz"
+        with tarfile.open(archive, "w:gz") as file:
+            file.add(repository, ".")
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        change(archive)
+        environment = {**os.environ, "REPOSITORY_URL": archive.as_uri(), "REPOSITORY_SHA256": sha256 or digest}
+        line = [sys.executable, str(DOCKER / "fetch.py"), str(target)]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_a_fetched_repository_is_the_verified_one(fetch: Any, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "fetched" / "left by a killed try").mkdir()
+    result = fetch()
+    assert (result.returncode, result.stdout) == (0, "")
+    fetched = {path.name: path.read_bytes() for path in (tmp_path / "fetched").rglob("*") if path.is_file()}
+    assert fetched == {path.name: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+
+
+def _cut_in_half(archive: Path) -> None:
+    data = archive.read_bytes()
+    archive.write_bytes(data[: len(data) // 2])
+
+
+def _add_a_file_outside(archive: Path) -> None:
+    with tarfile.open(archive, "w:gz") as file:
+        file.addfile(tarfile.TarInfo("../outside"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sha256", "exit_code", "said"),
+    [
+        (lambda archive: None, "0" * 64, 2, "REPOSITORY_SHA256 is 0000"),
+        (lambda archive: archive.unlink(), "", 1, "could not be fetched"),
+        (_cut_in_half, "", 1, "could not be fetched"),
+        (_add_a_file_outside, "", 1, "could not be fetched"),
+    ],
+)
+def test_what_is_not_the_archive_asked_for_leaves_nothing(
+    fetch: Any, tmp_path: Path, change: Any, sha256: str, exit_code: int, said: str
+) -> None:
+    result = fetch(change, sha256)
+    assert result.returncode == exit_code
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list((tmp_path / "fetched").iterdir()) == []
+    assert not (tmp_path / "outside").exists()
+
+
+def test_an_archive_whose_manifest_does_not_fit_is_refused(fetch: Any, repository: Path) -> None:
+    (repository / "combine" / "config.pbtxt").write_text('name: "combinf"\n')
+    result = fetch()
+    assert result.returncode == 2
+    assert "was changed" in result.stderr

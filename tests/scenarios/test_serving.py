@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +161,13 @@ def test_empty_and_missing_text_has_a_score_that_is_always_the_same(server):
         answers = np.stack([scorer.score(row).probabilities for row in rows * 2])
     assert np.abs(answers - answers[0]).max() <= 1e-6
     assert answers.sum(axis=1) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_server_counts_what_the_autoscaler_asks_for(server):
+    """Every metric in the rule of deploy/kubernetes is one that this server exposes."""
+    rule = (Path(__file__).parents[2] / "deploy" / "kubernetes" / "prometheus-adapter.yaml").read_text()
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
+        exposed = set(re.findall(r"^(\w+)\{", response.read().decode(), re.MULTILINE))
+    asked_for = set(re.findall(r"\bnv_\w+", rule))
+    assert len(asked_for) == 2
+    assert asked_for <= exposed
