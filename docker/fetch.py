@@ -16,8 +16,8 @@ import zlib
 from pathlib import Path
 from typing import IO
 
+from preference_core.artefacts.manifest import verify
 from preference_core.errors import ArtefactError, ConfigError, PreferenceError, SystemFailure, describe
-from preference_core.manifest import verify
 
 CHUNK_BYTES = 2**20
 TIMEOUT_S = 60.0
