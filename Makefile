@@ -13,6 +13,7 @@ SERVER_BIN := $(ROOT)/.venv-server/bin
 DEPLOY_BIN := $(ROOT)/.venv-deploy/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo
+WHEELS := build/wheels
 # The tiny twin of CONFIG: a configuration is called as its file is.
 TWIN = build/twins/$(notdir $(CONFIG))
 TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
@@ -20,14 +21,14 @@ TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 export PREFERENCE_SERVER_PYTHON := $(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo twin test test-container check check-deploy format export serve up down sources bench-export lock clean
+.PHONY: help install demo twin test test-container check check-deploy format export serve up down sources wheels bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(ROOT)/Makefile
 
 install: $(BIN)/.installed $(SERVER_BIN)/.installed ## make both environments, with the locked versions
 
-$(BIN)/.installed: requirements/main.txt requirements/tools.txt requirements/apart.txt core/pyproject.toml training/pyproject.toml export/pyproject.toml client/pyproject.toml embedded/pyproject.toml
+$(BIN)/.installed: requirements/main.txt requirements/tools.txt requirements/comparison.txt core/pyproject.toml training/pyproject.toml export/pyproject.toml client/pyproject.toml embedded/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"error: Python is {sys.version.split()[0]}, expected 3.11 or later\nhint: make {sys.argv[1]} PYTHON=python3.11")' install
 	$(PYTHON) -m venv $(ROOT)/.venv
 	$(BIN)/python $(PIP_INSTALL) --constraint requirements/main.txt setuptools torch
@@ -35,7 +36,7 @@ $(BIN)/.installed: requirements/main.txt requirements/tools.txt requirements/apa
 		--editable core --editable 'training[tensorboard]' --editable 'export[calibration]' \
 		--editable client --editable embedded \
 		--requirement requirements/tools.txt
-	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(ROOT)/.venv/apart --requirement requirements/apart.txt
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(ROOT)/.venv/comparison --requirement requirements/comparison.txt
 	touch $@
 
 $(SERVER_BIN)/.installed: requirements/server.txt core/pyproject.toml embedded/pyproject.toml
@@ -116,6 +117,15 @@ down: ## stop the container stack
 
 sources: install ## write model_repository/ again from configs/lmsys.toml
 	$(BIN)/preference-export sources configs/lmsys.toml -o model_repository
+
+wheels: install ## the five distributions as wheels, in build/wheels
+	rm -rf $(WHEELS)
+	mkdir -p $(WHEELS)/sources
+	cp -r core training export client embedded $(WHEELS)/sources
+	rm -rf $(WHEELS)/sources/*/build  # What an earlier build left there would travel, too.
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--wheel-dir $(WHEELS) $(WHEELS)/sources/*
+	rm -rf $(WHEELS)/sources
 
 bench-export: install ## memory and time of exporting full-size models (40 GB of disk, 20 minutes)
 	$(BIN)/python benchmarks/export_full_size.py

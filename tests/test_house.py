@@ -3,20 +3,25 @@
 import ast
 import subprocess
 import sys
+import tomllib
 import venv
 from importlib.metadata import Distribution, distribution
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = ("core", "training", "export", "client", "embedded")
+#: Folders of what only the server imports: they travel as data.
+SERVER_FOLDERS = {"backends", "programs"}
 
 
 def modules_of(part):
     folder = ROOT / part / f"preference_{part}"
-    return sorted(path for path in folder.rglob("*.py") if "backends" not in path.relative_to(folder).parts)
+    return sorted(path for path in folder.rglob("*.py") if not SERVER_FOLDERS & set(path.relative_to(folder).parts))
 
 
 def imports_of(path):
@@ -99,8 +104,8 @@ def test_the_tree_of_errors_is_drawn_whole():
 
 
 def test_the_server_models_import_only_the_contract():
-    paths = sorted((ROOT / "model_repository").rglob("*.py"))
-    assert len(paths) >= 2
+    paths = sorted((ROOT / "export").rglob("programs/*.py"))
+    assert [path.name for path in paths] == ["combine.py", "tokenize.py"]
     known = {"json", "typing", "numpy", "triton_python_backend_utils", "preference_core"}
     for path in paths:
         assert {name.partition(".")[0] for name in imports_of(path)} <= known
@@ -128,6 +133,30 @@ def closure_of(requirement_names):
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 waiting.append(needed)
     return found.values()
+
+
+def projects():
+    """What each distribution's `pyproject.toml` says of it."""
+    return {part: tomllib.loads((ROOT / part / "pyproject.toml").read_text())["project"] for part in DISTRIBUTIONS}
+
+
+def test_the_distributions_have_one_version_and_require_the_contract_of_that_version():
+    (version,) = {project["version"] for project in projects().values()}
+    for part, project in projects().items():
+        assert f'__version__ = "{version}"' in (ROOT / part / f"preference_{part}" / "__init__.py").read_text()
+        assert (f"preference-core=={version}" in project["dependencies"]) == (part != "core")
+
+
+def test_a_dependency_has_one_floor_wherever_it_is_declared():
+    floors = {}
+    for project in projects().values():
+        for text in chain(project["dependencies"], *project.get("optional-dependencies", {}).values()):
+            needed = Requirement(text)
+            if not needed.name.startswith("preference-"):
+                (floor,) = (part.version for part in needed.specifier if part.operator == ">=")
+                floors.setdefault(canonicalize_name(needed.name), set()).add(floor)
+    assert len(floors) >= 20
+    assert {name: found for name, found in floors.items() if len(found) > 1} == {}
 
 
 @pytest.fixture(params=DISTRIBUTIONS)

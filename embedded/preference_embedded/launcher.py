@@ -184,7 +184,7 @@ class TritonServer:
         assert facts.bundle is not None
         assert facts.libpython is not None
         library_path = [str(facts.bundle.libraries), str(facts.libpython.parent), os.environ.get("LD_LIBRARY_PATH", "")]
-        tied = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tied.py")), str(os.getpid())]
+        runner = [sys.executable, "-I", "-S", str(Path(__file__).with_name("run_with_parent.py")), str(os.getpid())]
         server = [str(facts.bundle.binary), *self._arguments(private / "backends")]
         environment = {
             **os.environ,
@@ -195,7 +195,7 @@ class TritonServer:
         with self.log_file.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [*tied, ":".join(filter(None, library_path)), *server],
+                [*runner, ":".join(filter(None, library_path)), *server],
                 cwd=private,  # The models' Python imports from the working directory first.
                 stdin=subprocess.DEVNULL,
                 stdout=log,

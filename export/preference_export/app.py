@@ -21,12 +21,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Programs = Annotated[Path, typer.Option("--programs", help="Folder with the Python models' programs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; fetch, read and write nothing.")]
 Unchecked = Annotated[
     bool, typer.Option("--unchecked", help="Serve what could not be compared with the original model here.")
 ]
-PROGRAMS = Path("model_repository")
 
 
 @app.callback()
@@ -95,24 +93,18 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def repository(
-    config: ConfigPath, programs: Programs = PROGRAMS, unchecked: Unchecked = False, as_json: AsJson = False
-) -> None:
+def repository(config: ConfigPath, unchecked: Unchecked = False, as_json: AsJson = False) -> None:
     """Assemble the Triton model repository from checked members."""
     run = Run(load_config(config), as_json)
     from preference_export.stages import assemble_repository
 
-    assemble_repository(run, programs, unchecked)
+    assemble_repository(run, unchecked)
     run.finish()
 
 
 @app.command(name="all")
 def all_command(
-    config: ConfigPath,
-    programs: Programs = PROGRAMS,
-    unchecked: Unchecked = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    config: ConfigPath, unchecked: Unchecked = False, dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
     """Calibrate, export, build, check and assemble, as needed; stages whose inputs have not changed are skipped."""
     run = Run(load_config(config, include_may_be_missing=dry_run), as_json)
@@ -124,7 +116,7 @@ def all_command(
         table = {"ensemble": run.config.name, "plan": [plain(plan) for plan in plans]}
         typer.echo(json.dumps(table, indent=1) if as_json else text_of_plan(plans))
         return
-    stages.all_stages(run, programs, unchecked)
+    stages.all_stages(run, unchecked)
     run.finish()
 
 
@@ -142,14 +134,13 @@ def rollback(config: ConfigPath, as_json: AsJson = False) -> None:
 def sources(
     config: ConfigPath,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
-    programs: Programs = PROGRAMS,
     as_json: AsJson = False,
 ) -> None:
     """Write the repository's configurations and programs only, without engines."""
     run = Run(load_config(config), as_json)
     from preference_export.stages import write_sources
 
-    write_sources(run, programs, output)
+    write_sources(run, output)
     run.finish()
 
 

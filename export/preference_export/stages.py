@@ -72,13 +72,13 @@ def check_members(run: Run) -> None:
         _check(run, member, source_of(member), again=True)
 
 
-def assemble_repository(run: Run, programs: Path, unchecked: bool) -> None:
+def assemble_repository(run: Run, unchecked: bool) -> None:
     """Assembles the repository; every member must have been made from what the configuration names now."""
     check_supported(run.config)
-    _repository(run, programs, unchecked, check_inputs=True)
+    _repository(run, unchecked, check_inputs=True)
 
 
-def all_stages(run: Run, programs: Path, unchecked: bool) -> None:
+def all_stages(run: Run, unchecked: bool) -> None:
     """Everything, as needed, one member after the other."""
     check_supported(run.config)
     for member in run.config.members:
@@ -92,7 +92,7 @@ def all_stages(run: Run, programs: Path, unchecked: bool) -> None:
             if not unchecked:
                 raise
             sys.stderr.write(f"note: {error.message}\n")
-    _repository(run, programs, unchecked)
+    _repository(run, unchecked)
 
 
 def plans(run: Run) -> list[MemberPlan]:
@@ -107,9 +107,9 @@ def roll_back(run: Run) -> None:
     run.add("rollback", run.config.name, changed=True, folder=run.config.repository, version=version)
 
 
-def write_sources(run: Run, programs: Path, output: Path) -> None:
+def write_sources(run: Run, output: Path) -> None:
     """Writes the repository's configurations and programs."""
-    written = repositories.write_sources(run.config, programs, output)
+    written = repositories.write_sources(run.config, output)
     run.add("sources", run.config.name, changed=True, folder=output, files=len(written))
 
 
@@ -150,8 +150,8 @@ def _check(run: Run, member: Member, source: Source, *, again: bool) -> None:
     run.add("check", member.name, changed=checked.changed, folder=checked.folder, file=checked.file, **parity)
 
 
-def _repository(run: Run, programs: Path, unchecked: bool, *, check_inputs: bool = False) -> None:
-    assembled = repositories.assemble(run.config, programs, allow_unchecked=unchecked, check_inputs=check_inputs)
+def _repository(run: Run, unchecked: bool, *, check_inputs: bool = False) -> None:
+    assembled = repositories.assemble(run.config, allow_unchecked=unchecked, check_inputs=check_inputs)
     run.add(
         "repository",
         run.config.name,

@@ -39,7 +39,6 @@ from preference_export.graph.write import (
 )
 from preference_export.original.whole import Reference, quiet_loading
 
-ROOT = Path(__file__).parents[2]
 VOCABULARY = 300
 LABELS = 3
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
@@ -311,9 +310,6 @@ def finished_project(make, tmp_path_factory):
     make.adapter(folder / "adapter", base)
     write_battles(folder / "battles.csv")
     (folder / "ensemble.toml").write_text(CONFIGURATION)
-    shutil.copytree(
-        ROOT / "model_repository", folder / "model_repository", ignore=shutil.ignore_patterns("__pycache__")
-    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         Project(folder).run("all")

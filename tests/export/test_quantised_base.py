@@ -27,7 +27,7 @@ LAYER = "model.layers.0.self_attn.q_proj.weight"
 def bitsandbytes():
     """The library's own arithmetic; `make install` puts it into a folder that nothing else looks into."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(sys.prefix) / "apart"))
+        patch.syspath_prepend(str(Path(sys.prefix) / "comparison"))
         return pytest.importorskip("bitsandbytes").functional
 
 

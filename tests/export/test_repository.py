@@ -18,8 +18,6 @@ from preference_core.structure import structure
 from preference_export.repository.assemble import assemble, previous_of
 from preference_export.repository.triton_config import message_of, model_configs
 
-PROGRAMS = "model_repository"
-
 
 def content_of(folder):
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files_below(folder)}
@@ -127,11 +125,6 @@ def test_a_member_of_other_settings_is_refused(project):
         project.run("repository")
 
 
-def test_missing_programs_are_named(project):
-    with pytest.raises(ArtefactError, match=r"nowhere/tokenize/1/model\.py"):
-        project.run("repository", "--programs", "nowhere")
-
-
 FILE_SYSTEM_CHANGES = {"os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir", "shutil.copyfile"}
 
 
@@ -151,7 +144,7 @@ def assemble_in_a_child(config, killed_at):
 
         sys.addaudithook(count)
         try:
-            assemble(config, config.repository.parents[2] / PROGRAMS)
+            assemble(config)
         except BaseException:
             os._exit(1)
         os._exit(0)
@@ -173,7 +166,7 @@ def test_an_assembly_killed_at_any_moment_leaves_a_whole_repository_or_none_and_
     assert before in seen
     assert seen <= {before, None, before + 1}
     finished = content_of(config.repository)
-    assert assemble(config, project.folder / PROGRAMS).changed is False
+    assert assemble(config).changed is False
     assert read_manifest(config.repository).details["version"] == before + 1
     assert {path.name for path in config.build_folder.iterdir()} == {"members", "repository", "repository.previous"}
     assert finished == content_of(config.repository)

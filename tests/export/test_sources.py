@@ -11,7 +11,7 @@ COMMITTED = ROOT / "model_repository"
 
 
 def test_the_committed_sources_are_those_of_the_default_ensemble(tmp_path):
-    written = {path.relative_to(tmp_path) for path in write_sources(load_config(CONFIG), COMMITTED, tmp_path)}
+    written = {path.relative_to(tmp_path) for path in write_sources(load_config(CONFIG), tmp_path)}
     committed = {path.relative_to(COMMITTED) for path in COMMITTED.rglob("*") if path.suffix in (".py", ".pbtxt")}
     assert committed == written, "write them again with `make sources`"
     for name in written:

@@ -14,7 +14,6 @@ from preference_core.battles.lengths import read_buckets
 from preference_core.ensemble.settings import load_config
 from preference_embedded.launcher import Options, TritonServer
 
-ROOT = Path(__file__).parents[2]
 CONFIG = """
 name = "mixed"
 
@@ -50,9 +49,8 @@ def mixed(demo, tmp_path_factory):
 
 
 def command(folder, program, stage, *options):
-    programs = ["--programs", str(ROOT / "model_repository")] if stage == "repository" else []
     return subprocess.run(
-        [Path(sys.executable).with_name(program), stage, "mixed.toml", *programs, *options],
+        [Path(sys.executable).with_name(program), stage, "mixed.toml", *options],
         cwd=folder,
         capture_output=True,
         text=True,

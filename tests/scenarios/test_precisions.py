@@ -44,14 +44,11 @@ def exported(demo, tmp_path_factory):
         more = "" if precision == "fp16" else STATIC
         text += "".join(MEMBER.format(demo=demo.folder, member=m, precision=precision, more=more) for m in MEMBERS)
     (folder / "precisions.toml").write_text(text, encoding="utf-8")
-    programs = Path(__file__).parents[2] / "model_repository"
     run = subprocess.run(
         [
             Path(sys.executable).with_name("preference-export"),
             "all",
             "precisions.toml",
-            "--programs",
-            programs,
             "--json",
         ],
         cwd=folder,

@@ -107,6 +107,7 @@ class Combination:
         self,
         logits: npt.ArrayLike,
         swapped_logits: npt.ArrayLike | None = None,
+        *,
         weights: npt.ArrayLike | None = None,
     ) -> Array:
         """One prediction `[..., labels]` from the same arrays as `member_probabilities`.

@@ -7,7 +7,6 @@ versions, so version folders of different exports could not share one.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,7 +18,6 @@ from preference_core.artefacts.manifest import (
     Manifest,
     fingerprint,
     read_manifest,
-    sha256_of,
     verify,
     write_manifest,
 )
@@ -38,9 +36,10 @@ from preference_export.repository.triton_config import model_configs, text_of
 
 CONFIG_FILE = "config.pbtxt"
 PROGRAM_FILE = "model.py"
+PROGRAM_FOLDER = Path(__file__).with_name("programs")
 COMBINATION_FILE = "combination.json"
 
-#: Which program of `model_repository/` each Python model runs.
+#: Which of the programs each Python model runs.
 PROGRAMS = {
     tensors.TOKENIZE: tensors.TOKENIZE,
     tensors.COMBINE: tensors.COMBINE,
@@ -72,19 +71,12 @@ def previous_of(config: Config) -> Path:
     return config.repository.with_name(f"{config.repository.name}.previous")
 
 
-def assemble(
-    config: Config,
-    programs: Path,
-    *,
-    allow_unchecked: bool = False,
-    check_inputs: bool = False,
-) -> Assembled:
+def assemble(config: Config, *, allow_unchecked: bool = False, check_inputs: bool = False) -> Assembled:
     """Builds `config.repository` from checked members; leaves it alone when its content would be the same.
 
-    `programs` is the project's `model_repository/`. Raises `ArtefactError` for members that are not checked, unless
-    `allow_unchecked`: then the manifest names them, and the server's log will. What did not pass, or would not pass
-    today's limits, is always refused. `check_inputs` refuses a member that was exported from another base or adapter
-    than the configuration names now.
+    Raises `ArtefactError` for members that are not checked, unless `allow_unchecked`: then the manifest names them, and
+    the server's log will. What did not pass, or would not pass today's limits, is always refused. `check_inputs`
+    refuses a member that was exported from another base or adapter than the configuration names now.
     """
     end_exchange(config.repository, previous_of(config))
     manifests = {member.name: exported_member(config, member) for member in config.members}
@@ -102,7 +94,7 @@ def assemble(
             f"What would be served of `{unchecked[0]}` was not compared with the original model",
             hint="Run `preference-export check` where it runs (an engine: on its GPU), or give `--unchecked`.",
         )
-    parts = _sources(config, programs) | _artefacts(config, manifests, engines)
+    parts = _sources(config) | _artefacts(config, manifests, engines)
     content = fingerprint({"files": {name: part.sha256 for name, part in parts.items()}, "unchecked": unchecked})
     current = _current(config.repository)
     if current is not None and current.made_from.get("content") == content:
@@ -161,32 +153,25 @@ def roll_back(config: Config) -> int:
     return version
 
 
-def write_sources(config: Config, programs: Path, output: Path) -> list[Path]:
+def write_sources(config: Config, output: Path) -> list[Path]:
     """Writes what the repository of `config` holds without engines and tokenizers: configurations and programs."""
     written = []
-    for name, part in _sources(config, programs).items():
+    for name, part in _sources(config).items():
         path = output / name.replace(VERSION, "1")
         if path.name == COMBINATION_FILE:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        if part.source is None:
-            path.write_text(part.text or "", encoding="utf-8")
-        elif not (path.exists() and path.samefile(part.source)):
-            shutil.copyfile(part.source, path)
+        path.write_text(part.text or "", encoding="utf-8")
         written.append(path)
     return written
 
 
-def _sources(config: Config, programs: Path) -> dict[str, Part]:
+def _sources(config: Config) -> dict[str, Part]:
     """Everything that follows from configuration and programs alone, by path."""
     parts = {f"{name}/{CONFIG_FILE}": _text(text_of(message)) for name, message in model_configs(config).items()}
     for model, program in PROGRAMS.items():
-        source = programs / program / "1" / PROGRAM_FILE
-        if not source.is_file():
-            raise ArtefactError(
-                f"There is no `{source}`", hint="Run in the project's root, or name its `model_repository` folder."
-            )
-        parts[f"{model}/{VERSION}/{PROGRAM_FILE}"] = Part(source=source, sha256=sha256_of(source))
+        source = (PROGRAM_FOLDER / f"{program}.py").read_text(encoding="utf-8")
+        parts[f"{model}/{VERSION}/{PROGRAM_FILE}"] = _text(source)
     rule = json.dumps(plain(combination_of(config)), indent=1, sort_keys=True) + "\n"
     for model in (tensors.COMBINE, tensors.COMBINE_SYMMETRIC):
         parts[f"{model}/{VERSION}/{COMBINATION_FILE}"] = _text(rule)

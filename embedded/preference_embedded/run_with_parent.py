@@ -1,4 +1,4 @@
-"""Run as a script (`python -I -S tied.py PARENT LIBRARY_PATH COMMAND ...`): becomes COMMAND, stopped when PARENT dies.
+"""The script `python -I -S run_with_parent.py PARENT LIBRARY_PATH COMMAND ...`: becomes COMMAND, ends with PARENT.
 
 A script and not code between fork and exec, because that is unsafe in a process with threads. PARENT is a process id;
 LIBRARY_PATH is set only now, so that it concerns COMMAND and not this interpreter.
