@@ -13,5 +13,6 @@ exec tritonserver \
     --strict-readiness=true \
     --exit-timeout-secs=30 \
     --allow-metrics=true \
+    --metrics-config=summary_latencies=true \
     --log-format=ISO8601 \
     "$@"

@@ -65,16 +65,36 @@ def services() -> dict[str, Any]:
     return services
 
 
-def test_both_profiles_are_confined_and_reachable_from_this_machine_only(services: dict[str, Any]) -> None:
+@pytest.fixture
+def servers(services: dict[str, Any]) -> dict[str, Any]:
+    """The services that run tritonserver."""
+    return {name: service for name, service in services.items() if name.startswith("triton")}
+
+
+def test_every_service_is_confined_and_reachable_from_this_machine_only(services: dict[str, Any]) -> None:
     assert {name: service["profiles"] for name, service in services.items()} == {
         "triton": ["gpu"],
         "triton-cpu": ["cpu"],
+        "prometheus": ["monitoring"],
+        "alertmanager": ["monitoring"],
+        "grafana": ["monitoring"],
     }
     for service in services.values():
-        assert [port.split(":")[0] for port in service["ports"]] == ["127.0.0.1"] * 3
+        assert {port.split(":")[0] for port in service["ports"]} == {"127.0.0.1"}
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_every_file_that_a_service_mounts_exists(services: dict[str, Any]) -> None:
+    mounts = [volume for service in services.values() for volume in service["volumes"] if isinstance(volume, str)]
+    files = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
+    assert len(files) == 5
+    assert all((DOCKER / file).exists() for file in files)
+
+
+def test_the_servers_read_their_repository_and_cannot_change_it(servers: dict[str, Any]) -> None:
+    for service in servers.values():
         (models,) = service["volumes"]
         assert models["target"] == "/models"
         assert models["read_only"] is True
@@ -86,9 +106,9 @@ def test_only_the_gpu_profile_reserves_gpus(services: dict[str, Any]) -> None:
     assert "deploy" not in services["triton-cpu"]
 
 
-def test_a_recent_release_is_pinned_and_in_one_place(services: dict[str, Any]) -> None:
+def test_a_recent_release_is_pinned_and_in_one_place(servers: dict[str, Any]) -> None:
     (tag,) = re.findall(r"^ARG TRITON_TAG=(\S+)$", DOCKERFILE, re.MULTILINE)
-    for service in services.values():
+    for service in servers.values():
         assert service["build"]["args"] == {"TRITON_IMAGE": None, "TRITON_TAG": None}
     year, month = map(int, tag.partition("-")[0].split("."))
     assert (year, month) >= OLDEST_TRITON

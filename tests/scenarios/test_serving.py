@@ -163,11 +163,14 @@ def test_empty_and_missing_text_has_a_score_that_is_always_the_same(server):
     assert answers.sum(axis=1) == pytest.approx(1, abs=1e-6)
 
 
-def test_the_server_counts_what_the_autoscaler_asks_for(server):
-    """Every metric in the rule of deploy/kubernetes is one that this server exposes."""
-    rule = (Path(__file__).parents[2] / "deploy" / "kubernetes" / "prometheus-adapter.yaml").read_text()
+def test_the_server_counts_what_the_autoscaler_the_alerts_and_the_dashboard_ask_for(server):
+    """Every metric in their queries is one that this server exposes; those of GPUs need one."""
+    root = Path(__file__).parents[2]
+    monitoring = root / "docker" / "monitoring"
+    files = [root / "deploy" / "kubernetes" / "prometheus-adapter.yaml", monitoring / "alerts.yml"]
+    files += sorted((monitoring / "grafana" / "dashboards").glob("*.json"))
     with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
-        exposed = set(re.findall(r"^(\w+)\{", response.read().decode(), re.MULTILINE))
-    asked_for = set(re.findall(r"\bnv_\w+", rule))
-    assert len(asked_for) == 2
-    assert asked_for <= exposed
+        exposed = set(re.findall(r"^(nv_\w+)", response.read().decode(), re.MULTILINE))
+    asked_for = {name for file in files for name in re.findall(r"\bnv_\w+", file.read_text())}
+    assert len(asked_for) >= 10
+    assert {name for name in asked_for - exposed if not name.startswith("nv_gpu_")} == set()
