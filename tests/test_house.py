@@ -80,6 +80,12 @@ def test_a_room_imports_only_rooms_that_come_before_it(part):
                 assert not leaf & set(rooms), f"{path} imports `{name}`, which imports {sorted(leaf)}"
 
 
+def test_one_module_knows_the_paths_below_the_build_folder():
+    texts = {path: path.read_text(encoding="utf-8") for part in DISTRIBUTIONS for path in modules_of(part)}
+    knowing = [path.name for path, text in texts.items() if '"build")' in text or '"build/' in text]
+    assert knowing == ["folders.py"]
+
+
 def test_the_architecture_names_every_room():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert [room for rooms in ROOMS.values() for room in rooms if f"| `{room}` |" not in text] == []

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_core.errors import PreferenceError, UserError, describe, escape_control_characters
 from preference_embedded.door.tls import ServerTls
 from preference_embedded.guarded import Served, door_options, server_for
@@ -80,7 +80,7 @@ def serve(
         wanted = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         ports = {name: (0 if run else DEFAULT_PORTS[name]) if port is None else port for name, port in wanted.items()}
         options = Options(
-            repository=repository or settings.repository,
+            repository=repository or settings.folders.repository,
             address=address,
             grpc_port=ports["grpc"],
             http_port=ports["http"],
@@ -88,7 +88,7 @@ def serve(
             python=python or Path(sys.executable),
             verify=verify,
             verbose=log_level == "verbose",
-            log_file=log_file or settings.build_folder / "server.log",
+            log_file=log_file or settings.folders.server_log,
         )
         if not is_loopback(address):
             _say(f"warning: `{address}` is open to the network; this Triton (24.10) lacks two years of security fixes")

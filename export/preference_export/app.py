@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from preference_core.artefacts.manifest import hashed_once
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_core.errors import PreferenceError, describe
 from preference_core.structure import plain
 from preference_export.run import Run

@@ -12,7 +12,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from preference_core import tensors
 from preference_core.battles.lengths import LENGTHS_FILE, read_buckets
-from preference_core.ensemble.settings import Config, Member, is_hub_id
+from preference_core.ensemble.locations import is_hub_id
+from preference_core.ensemble.settings import Config, Member
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
 from preference_export.checkpoint.files import ADAPTER_WEIGHTS, CheckpointError
 from preference_export.checkpoint.published import BASES

@@ -13,11 +13,10 @@ from preference_export.artefacts.folders import replaced
 from preference_export.checkpoint.allocation import freed_memory_kept
 from preference_export.checkpoint.source import Source, source_of
 from preference_export.checkpoint.write import write_checkpoint
-from preference_export.engine.artefact import build_member_engine, engine_folder
+from preference_export.engine.artefact import build_member_engine
 from preference_export.gate.check import CannotCheckError, check_member
 from preference_export.graph import member as members
 from preference_export.graph.precision import check_supported, recipe_of
-from preference_export.graph.ranges import calibration_folder
 from preference_export.original.calibration import calibrate_member
 from preference_export.original.member import original_of
 from preference_export.plan import MemberPlan, plan_of
@@ -33,7 +32,7 @@ def merge_members(run: Run) -> None:
             continue
         source = source_of(member)
         opened = members.open_member(run.config, member, source)
-        target = run.config.build_folder / "merged" / member.name
+        target = run.config.folders.merged(member.name)
         with (
             freed_memory_kept(),
             byte_progress(f"merge {member.name}") as (started, report),
@@ -104,7 +103,7 @@ def plans(run: Run) -> list[MemberPlan]:
 def roll_back(run: Run) -> None:
     """Exchanges the repository with the one before it."""
     version = repositories.roll_back(run.config)
-    run.add("rollback", run.config.name, changed=True, folder=run.config.repository, version=version)
+    run.add("rollback", run.config.name, changed=True, folder=run.config.folders.repository, version=version)
 
 
 def write_sources(run: Run, output: Path) -> None:
@@ -116,7 +115,7 @@ def write_sources(run: Run, output: Path) -> None:
 def _onnx(run: Run, member: Member, source: Source) -> None:
     with freed_memory_kept(), byte_progress(f"onnx {member.name}") as (started, report):
         changed = members.export_member(run.config, member, source, started, report)
-    folder = members.folder_of(run.config, member)
+    folder = run.config.folders.exported(member.name)
     weight_bytes = read_manifest(folder).details[members.WEIGHT_BYTES]
     run.add("onnx", member.name, changed=changed, folder=folder, weight_bytes=weight_bytes)
 
@@ -124,7 +123,7 @@ def _onnx(run: Run, member: Member, source: Source) -> None:
 def _calibrate(run: Run, member: Member, source: Source) -> None:
     if recipe_of(member).calibrated:
         changed = calibrate_member(run.config, member, source, lambda: original_of(run.config, member, source))
-        run.add("calibrate", member.name, changed=changed, folder=calibration_folder(run.config, member))
+        run.add("calibrate", member.name, changed=changed, folder=run.config.folders.calibration(member.name))
 
 
 def _engine(run: Run, member: Member) -> None:
@@ -132,7 +131,7 @@ def _engine(run: Run, member: Member) -> None:
         return
     with phase_progress(f"engine {member.name}") as report:
         changed = build_member_engine(run.config, member, report)
-    folder = engine_folder(run.config, member)
+    folder = run.config.folders.engine(member.name)
     manifest = read_manifest(folder)
     facts = {
         "tensorrt": manifest.versions["tensorrt"],
@@ -156,6 +155,6 @@ def _repository(run: Run, unchecked: bool, *, check_inputs: bool = False) -> Non
         "repository",
         run.config.name,
         changed=assembled.changed,
-        folder=run.config.repository,
+        folder=run.config.folders.repository,
         version=assembled.version,
     )

@@ -1,6 +1,9 @@
+import tomllib
+
 import pytest
 
-from preference_core.ensemble.settings import Config, Member, combination_of, included_file, load_config
+from preference_core.ensemble.loading import load_config, read_config_file
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ConfigError
 from preference_core.structure import plain, structure
 
@@ -35,8 +38,8 @@ def test_a_minimal_config_has_safe_defaults(load):
     config = load(MINIMAL)
     assert config.labels == ("winner_model_a", "winner_model_b", "winner_tie")
     assert config.members[0].truncation.policy == "right"
-    assert combination_of(config).weights == (1.0, 1.0)
-    assert config.repository.as_posix() == "build/tiny/repository"
+    assert config.combination.weights == (1.0, 1.0)
+    assert config.folders.repository.as_posix() == "build/tiny/repository"
 
 
 def test_a_config_survives_the_way_to_plain_values_and_back(load):
@@ -107,10 +110,23 @@ def test_weights_may_come_from_a_file_beside_the_config(load, tmp_path):
 def test_what_runs_before_the_weights_may_do_without_their_file(load, tmp_path):
     path = tmp_path / "early.toml"
     path.write_text(MINIMAL + '[combine]\ninclude = "weights.toml"\n', encoding="utf-8")
-    assert included_file(path) == tmp_path / "weights.toml"
+    assert read_config_file(path).included == tmp_path / "weights.toml"
     assert load_config(path, include_may_be_missing=True).combine.weights == {}
     with pytest.raises(ConfigError, match="There is no file"):
         load_config(path)
+
+
+def test_a_configuration_file_and_the_one_it_includes_are_parsed_once_each(load, tmp_path, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(tomllib, "loads", lambda text, loads=tomllib.loads: parsed.append(text) or loads(text))
+    weights, path = "weights = { gemma = 1, llama = 2 }", tmp_path / "both.toml"
+    (tmp_path / "weights.toml").write_text(weights, encoding="utf-8")
+    path.write_text(f'{MINIMAL}[combine]\ninclude = "weights.toml"\naverage = "logits"\n', encoding="utf-8")
+    file = read_config_file(path)
+    assert file.included == tmp_path / "weights.toml"
+    assert file.own_keys == {"average"}
+    assert file.config().combination.weights == (1.0, 2.0)
+    assert parsed == [path.read_text(encoding="utf-8"), weights]
 
 
 def test_a_missing_file_and_broken_toml_are_named(load, tmp_path):

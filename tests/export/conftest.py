@@ -23,7 +23,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_export.app import app
 from preference_export.checkpoint.adapter import read_adapter
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config

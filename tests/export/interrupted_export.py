@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_export.app import app
 from preference_export.checkpoint.source import source_of
 from preference_export.graph import write as onnx_export

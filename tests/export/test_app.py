@@ -58,7 +58,7 @@ def test_an_error_is_an_error_line_and_a_hint_on_stderr_and_an_exit_code(project
 
 def test_a_changed_adapter_is_exported_checked_and_served_again_with_the_same_graph(project):
     """Only the weights change: graph, tokenizer and everything else come out as the same bytes."""
-    before = read_manifest(project.config.repository).files
+    before = read_manifest(project.config.folders.repository).files
     path = project.folder / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)
     tensors["base_model.model.score.weight"] *= 2
@@ -66,7 +66,8 @@ def test_a_changed_adapter_is_exported_checked_and_served_again_with_the_same_gr
     summary = project.run("all")
     assert [result["changed"] for result in summary["results"]] == [True, True, True]
     assert summary["results"][-1]["version"] == 2
-    after = {name.replace("/2/", "/1/"): record for name, record in verify(project.config.repository).files.items()}
+    repository = verify(project.config.folders.repository)
+    after = {name.replace("/2/", "/1/"): record for name, record in repository.files.items()}
     assert {name for name in before if before[name] != after[name]} == {"gemma/1/model.onnx.data"}
     assert before.keys() == after.keys()
 
@@ -79,7 +80,7 @@ def test_folds_merged_into_a_rounded_base_keep_the_numbers_of_their_original(mak
     assert [result["changed"] for result in results] == [True, True, True]
     _, check, _ = results
     assert check["max_logit_difference"] < 1e-4
-    inputs = read_manifest(project.config.build_folder / "members" / "gemma").made_from["inputs"]
+    inputs = read_manifest(project.config.folders.exported("gemma")).made_from["inputs"]
     assert inputs.keys() == {"base", "adapter 1", "adapter 2"}
 
 

@@ -151,4 +151,4 @@ def test_manifests_without_their_details_are_made_again(project):
     change_json(project.folder / "build" / "tiny" / "repository.previous" / "manifest.json", details={})
     with pytest.raises(PreferenceError, match="has no `version`"):
         project.run("rollback")
-    assert read_manifest(project.config.repository).details["version"] == 2
+    assert read_manifest(project.config.folders.repository).details["version"] == 2

@@ -103,7 +103,7 @@ def test_an_unchecked_engine_is_served_only_on_request_and_the_manifest_says_so(
     assert (folder.parent / "timing.cache").exists()
     assert project.run("engine")["results"][0]["changed"] is False
     assert project.run("repository", "--unchecked")["results"][0]["changed"] is True
-    repository = project.config.repository
+    repository = project.config.folders.repository
     manifest = read_manifest(repository)
     version = str(manifest.details["version"])
     assert manifest.details["unchecked"] == ["gemma"]

@@ -11,7 +11,7 @@ from preference_export.graph.external_data import check_external_data
 @pytest.fixture
 def member(project):
     """The folder of an exported and checked member."""
-    return project.config.build_folder / "members" / "gemma"
+    return project.config.folders.exported("gemma")
 
 
 def point(model, **places):

@@ -52,13 +52,13 @@ def test_an_export_killed_at_ten_random_moments_ends_byte_identical_to_an_undist
     assert result.returncode == 0, result.stderr
     assert "10 of " in result.stdout
     assert contents(killed / "build") == contents(project.folder / "build")
-    verify(killed / project.config.repository)
+    verify(killed / project.config.folders.repository)
 
 
 @pytest.fixture
 def small_disk(project):
     """A file system of 64 KiB at the place where merged checkpoints go."""
-    folder = project.config.build_folder / "merged"
+    folder = project.config.folders.root / "merged"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True)
     if mounted.returncode:

@@ -8,7 +8,8 @@ from preference_core.battles.battle import Battle
 from preference_core.battles.encoders import encoder_from_folder
 from preference_core.battles.lengths import LengthBuckets, write_buckets
 from preference_core.ensemble.combination import softmax
-from preference_core.ensemble.settings import LABELS_THREE_WAY, load_config
+from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.errors import ArtefactError, ParityError
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import measure
@@ -62,7 +63,7 @@ def test_an_ensemble_of_a_classifier_and_length_buckets_is_checked_and_assembled
     results = {(result["stage"], result["name"]): result for result in mixed.run("all")["results"]}
     assert results["check", "length"]["max_logit_difference"] == 0
     assert results["check", "length"]["sequences"] == 10
-    repository = mixed.config.repository
+    repository = mixed.config.folders.repository
     verify(repository)
     names = {path.relative_to(repository).as_posix() for path in files_below(repository)}
     version = read_manifest(repository).details["version"]

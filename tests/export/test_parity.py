@@ -197,7 +197,7 @@ def test_limits_of_the_configuration_decide(project):
 
 def test_measured_differences_travel_in_the_manifests(project):
     member = read_manifest(project.folder / "build" / "tiny" / "members" / "gemma")
-    repository = read_manifest(project.config.repository)
+    repository = read_manifest(project.config.folders.repository)
     assert member.parity["max_logit_difference"] <= 1e-4
     assert member.parity["decision_flips"] == 0
     assert 0 <= member.parity["log_loss_change"] <= 1e-5

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_core.errors import UserError
 from preference_export.app import app
 from preference_export.checkpoint.architecture import architecture_of

@@ -12,10 +12,9 @@ from preference_core import tensors
 from preference_core.artefacts.manifest import files_below, read_manifest, sha256_of, verify
 from preference_core.battles.tokenisation import BattleTokenizer
 from preference_core.ensemble.combination import Combination
-from preference_core.ensemble.settings import combination_of
 from preference_core.errors import ArtefactError
 from preference_core.structure import structure
-from preference_export.repository.assemble import assemble, previous_of
+from preference_export.repository.assemble import assemble
 from preference_export.repository.triton_config import message_of, model_configs
 
 
@@ -24,7 +23,7 @@ def content_of(folder):
 
 
 def test_the_layout_is_that_of_the_contract(project):
-    repository = project.config.repository
+    repository = project.config.folders.repository
     assert set(content_of(repository)) == {
         "tokenize/config.pbtxt",
         "tokenize/1/model.py",
@@ -48,9 +47,9 @@ def test_the_layout_is_that_of_the_contract(project):
 
 
 def test_what_the_python_models_load_is_what_the_configuration_says(project):
-    repository, config = project.config.repository, project.config
+    repository, config = project.config.folders.repository, project.config
     rule = json.loads((repository / "combine" / "1" / "combination.json").read_text())
-    assert structure(Combination, rule) == combination_of(config)
+    assert structure(Combination, rule) == config.combination
     settings = BattleTokenizer.from_folder(repository / "tokenize" / "1" / "gemma").settings
     assert (settings.template, settings.max_tokens, settings.eos_token) == ("gemma", 48, "<eos>")
     for name, message in model_configs(config).items():
@@ -58,52 +57,52 @@ def test_what_the_python_models_load_is_what_the_configuration_says(project):
 
 
 def test_no_file_names_this_machine(project, finished_project):
-    paths = [*files_below(project.config.repository), project.config.repository / "manifest.json"]
+    paths = [*files_below(project.config.folders.repository), project.config.folders.repository / "manifest.json"]
     for path in paths:
         assert str(finished_project.folder).encode() not in path.read_bytes()
 
 
 def test_a_second_run_changes_nothing_and_says_so(project):
-    before = {path: path.stat().st_mtime_ns for path in files_below(project.config.repository)}
+    before = {path: path.stat().st_mtime_ns for path in files_below(project.config.folders.repository)}
     summary = project.run("all")
     assert [(result["stage"], result["changed"]) for result in summary["results"]] == [
         ("onnx", False),
         ("check", False),
         ("repository", False),
     ]
-    assert {path: path.stat().st_mtime_ns for path in files_below(project.config.repository)} == before
+    assert {path: path.stat().st_mtime_ns for path in files_below(project.config.folders.repository)} == before
 
 
 def test_changed_content_gets_the_next_version_and_the_one_before_is_kept(project):
-    first = content_of(project.config.repository)
+    first = content_of(project.config.folders.repository)
     project.edit("max_batch_size = 8", "max_batch_size = 4")
     (result,) = project.run("repository")["results"]
     assert (result["changed"], result["version"]) == (True, 2)
-    repository = project.config.repository
+    repository = project.config.folders.repository
     assert verify(repository).details["version"] == 2
     for model in model_configs(project.config):
         assert [path.name for path in (repository / model).iterdir() if path.is_dir()] == ["2"]
-    assert content_of(previous_of(project.config)) == first
+    assert content_of(project.config.folders.previous_repository) == first
 
 
 def test_a_roll_back_goes_back_and_forth(project):
-    first = content_of(project.config.repository)
+    first = content_of(project.config.folders.repository)
     project.edit("max_batch_size = 8", "max_batch_size = 4")
     project.run("repository")
-    second = content_of(project.config.repository)
+    second = content_of(project.config.folders.repository)
     assert project.run("rollback")["results"][0]["version"] == 1
-    assert content_of(project.config.repository) == first
+    assert content_of(project.config.folders.repository) == first
     assert project.run("rollback")["results"][0]["version"] == 2
-    assert content_of(project.config.repository) == second
+    assert content_of(project.config.folders.repository) == second
 
 
 def test_a_roll_back_works_where_no_repository_is_left(project):
-    first = content_of(project.config.repository)
+    first = content_of(project.config.folders.repository)
     project.edit("max_batch_size = 8", "max_batch_size = 4")
     project.run("repository")
-    shutil.rmtree(project.config.repository)
+    shutil.rmtree(project.config.folders.repository)
     project.run("rollback")
-    assert content_of(project.config.repository) == first
+    assert content_of(project.config.folders.repository) == first
 
 
 def test_without_an_earlier_repository_there_is_nothing_to_go_back_to(project):
@@ -112,11 +111,11 @@ def test_without_an_earlier_repository_there_is_nothing_to_go_back_to(project):
 
 
 def test_a_repository_that_was_changed_by_hand_is_made_again(project):
-    path = project.config.repository / "combine" / "1" / "combination.json"
+    path = project.config.folders.repository / "combine" / "1" / "combination.json"
     good = path.read_text()
     path.write_text(good.replace("1.0", "2.0"))
     assert project.run("all")["results"][-1]["version"] == 2
-    assert (project.config.repository / "combine" / "2" / "combination.json").read_text() == good
+    assert (project.config.folders.repository / "combine" / "2" / "combination.json").read_text() == good
 
 
 def test_a_member_of_other_settings_is_refused(project):
@@ -155,18 +154,18 @@ def assemble_in_a_child(config, killed_at):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_an_assembly_killed_at_any_moment_leaves_a_whole_repository_or_none_and_a_rerun_completes(project):
-    before = read_manifest(project.config.repository).details["version"]
+    before = read_manifest(project.config.folders.repository).details["version"]
     project.edit("max_batch_size = 8", "max_batch_size = 4")
     config = project.config
     moment, seen = 1, set()
     while not assemble_in_a_child(config, moment):
         moment += 1
-        seen.add(verify(config.repository).details["version"] if config.repository.exists() else None)
+        seen.add(verify(config.folders.repository).details["version"] if config.folders.repository.exists() else None)
     assert moment > 20, "too few moments to prove anything"
     assert before in seen
     assert seen <= {before, None, before + 1}
-    finished = content_of(config.repository)
+    finished = content_of(config.folders.repository)
     assert assemble(config).changed is False
-    assert read_manifest(config.repository).details["version"] == before + 1
-    assert {path.name for path in config.build_folder.iterdir()} == {"members", "repository", "repository.previous"}
-    assert finished == content_of(config.repository)
+    assert read_manifest(config.folders.repository).details["version"] == before + 1
+    assert {path.name for path in config.folders.root.iterdir()} == {"members", "repository", "repository.previous"}
+    assert finished == content_of(config.folders.repository)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_export.repository.assemble import write_sources
 
 ROOT = Path(__file__).parents[2]

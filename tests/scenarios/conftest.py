@@ -19,7 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from preference_core.battles.battle import battle_from_row
 from preference_core.battles.template import template_named
 from preference_core.ensemble.combination import softmax
-from preference_core.ensemble.settings import Config, combination_of, load_config
+from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import Config
 from preference_embedded.launcher import Options, TritonServer
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def demo():
     run = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     config = load_config(ROOT / "configs" / "demo.toml")
-    return Demo(ROOT / config.build_folder, config, run.stdout + run.stderr)
+    return Demo(ROOT / config.folders.root, config, run.stdout + run.stderr)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +54,7 @@ def server(demo, tmp_path_factory):
     """A real tritonserver on the demo's repository; every scenario that does no harm shares it."""
     log = tmp_path_factory.mktemp("server") / "server.log"
     python = Path(os.environ["PREFERENCE_SERVER_PYTHON"])
-    with TritonServer(Options(ROOT / demo.config.repository, python=python, log_file=log)) as server:
+    with TritonServer(Options(ROOT / demo.config.folders.repository, python=python, log_file=log)) as server:
         yield server
 
 
@@ -61,7 +62,7 @@ class Reference:
     """The members as Transformers and PEFT load them, one battle at a time, in FP32."""
 
     def __init__(self, config):
-        self.combination = combination_of(config)
+        self.combination = config.combination
         self.members = [self.load(member, len(config.labels)) for member in config.members]
 
     def load(self, member, labels):

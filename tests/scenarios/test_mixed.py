@@ -11,7 +11,7 @@ import pytest
 from preference_client.scorer import Scorer
 from preference_core.battles.battle import battle_from_row
 from preference_core.battles.lengths import read_buckets
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_embedded.launcher import Options, TritonServer
 
 CONFIG = """

@@ -19,8 +19,9 @@ from preference_core.artefacts.manifest import verify
 from preference_core.battles.battle import battle_from_row
 from preference_core.battles.lengths import read_buckets
 from preference_core.ensemble.combination import Combination
+from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.metrics import log_loss, target_of_row
-from preference_core.ensemble.settings import Config, load_config
+from preference_core.ensemble.settings import Config
 from preference_core.structure import structure
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def make_twin(name):
     )
     assert run.returncode == 0, run.stdout + run.stderr
     config = load_config(ROOT / "build" / "twins" / f"{name}.toml")
-    return Twin(ROOT / config.build_folder, config, run.stdout + run.stderr)
+    return Twin(ROOT / config.folders.root, config, run.stdout + run.stderr)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_training.app import main
 from preference_training.synthetic.generate import base_stage, battles_stage, generation_of, make_base, make_battles
 

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from preference_core.battles.battle import Battle
-from preference_core.ensemble.settings import LABELS_THREE_WAY, load_config
+from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.errors import ArtefactError, ConfigError
 from preference_training.app import app
 from preference_training.battles.baseline import (

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from preference_core.ensemble.combination import Combination, softmax
+from preference_core.ensemble.combination import Combination, Combine, softmax
 from preference_core.ensemble.metrics import log_loss
-from preference_core.ensemble.settings import LABELS_THREE_WAY, Combine, Config, Member
+from preference_core.ensemble.settings import LABELS_THREE_WAY, Config, Member
 from preference_training.combining.rules import (
     THRESHOLDS,
     least_log_loss_weights,

@@ -13,7 +13,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from preference_core.ensemble import metrics
-from preference_core.ensemble.settings import LABELS_THREE_WAY, load_config
+from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.errors import UserError
 from preference_training.app import app
 from preference_training.battles.baseline import BaselineSettings, cross_validated, differences_of, read_baseline

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from preference_client.rows import Prediction
 from preference_client.writers import prediction_writer
 from preference_core.ensemble.combination import softmax
-from preference_core.ensemble.settings import LABELS_THREE_WAY, load_config
+from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.errors import ArtefactError, UserError
 from preference_training.app import app
 from preference_training.battles.rows import read_battles

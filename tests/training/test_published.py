@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from preference_core.ensemble.settings import included_file, load_config
+from preference_core.ensemble.loading import load_config, read_config_file
 from preference_training.battles.formats import read_rows
 from preference_training.battles.rows import read_battles
 from preference_training.evaluation import predict
@@ -68,7 +68,7 @@ def test_the_documented_commands_run_in_their_order_from_a_fresh_folder(publishe
     left_out = set()
     if generation_of(load_config(published, include_may_be_missing=True)).split is None:
         left_out |= {"split"}
-    if included_file(published) is None:
+    if read_config_file(published).included is None:
         left_out |= {"predict", "weights"}
     for command, *arguments in commands:
         if command == "evaluate":  # what the server would have answered

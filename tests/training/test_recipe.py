@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_core.errors import ConfigError
 from preference_training.fit import adapter
 from preference_training.fit.recipe import Recipe, recipe_of

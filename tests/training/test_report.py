@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_core.errors import UserError
 from preference_training.app import app
 from preference_training.evaluation import charts, number_text

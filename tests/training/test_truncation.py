@@ -7,7 +7,8 @@ import huggingface_hub
 import pytest
 
 from preference_core.battles.tokenisation import BattleTokenizer
-from preference_core.ensemble.settings import LABELS_THREE_WAY, load_config
+from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_training.battles.rows import read_labelled
 from preference_training.evaluation.evaluate import evaluate
 from preference_training.fit.encoding import tokenizer_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_training.battles.rows import read_labelled
 from preference_training.fit.recipe import recipe_of
 from preference_training.synthetic.generate import generation_of

@@ -13,8 +13,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from preference_core.ensemble.combination import softmax
+from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.metrics import log_loss
-from preference_core.ensemble.settings import LABELS_THREE_WAY, combination_of, load_config
+from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.errors import ConfigError, UserError
 from preference_training.app import app
 from preference_training.combining.rules import inverse_log_loss_weights
@@ -141,7 +142,7 @@ def test_what_is_written_is_what_the_configuration_includes(ensemble):
     run("weights", ensemble, "--temperatures", "--post-processing")
     written = tomllib.loads(Path("weights.toml").read_text())
     assert sorted(written) == ["post_processing", "temperatures", "weights"]
-    combination = combination_of(load_config(ensemble))
+    combination = load_config(ensemble).combination
     assert combination.weights == tuple(written["weights"].values())
     assert combination.temperatures == tuple(written["temperatures"].values())
     assert combination.post_processing is not None
@@ -185,7 +186,7 @@ def test_the_published_multipliers_never_yield_a_row_that_does_not_sum_to_one(en
         )
     )
     Path("published.toml").write_text(text)
-    rule = combination_of(load_config("published.toml")).post_processing
+    rule = load_config("published.toml").combination.post_processing
     rows = np.random.default_rng(1).dirichlet(np.full(3, 0.2), size=5000)
     assert (rows.max(axis=1) > 0.9).any()
     assert np.abs(rule.apply(rows, LABELS_THREE_WAY).sum(axis=1) - 1).max() < 1e-12
@@ -260,7 +261,7 @@ def test_candidates_are_judged_with_the_post_processing_that_the_configuration_i
     assert tomllib.loads(Path("weights.toml").read_text()).keys() == {"weights"}
     targets, (good, poor) = drawn(400, (0.3, 1.0))
     log_probabilities = np.log(np.stack([poor, good], axis=1))
-    expected = log_loss(combination_of(served).probabilities(log_probabilities), targets)
+    expected = log_loss(served.combination.probabilities(log_probabilities), targets)
     by_name = {candidate["name"]: candidate for candidate in result["candidates"]}
     assert by_name["log-loss"]["log_loss"] == pytest.approx(expected)
     for before, after in zip(plain["candidates"], result["candidates"], strict=True):
@@ -301,4 +302,4 @@ def test_what_the_configuration_gives_itself_is_kept_there_and_not_written(ensem
     with_own("temperatures = { gemma = 2.0, llama = 1.0 }")
     run("weights", ensemble)
     assert tomllib.loads(Path("weights.toml").read_text()).keys() == {"weights"}
-    assert combination_of(load_config(ensemble)).temperatures == (2.0, 1.0)
+    assert load_config(ensemble).combination.temperatures == (2.0, 1.0)

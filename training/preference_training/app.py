@@ -14,10 +14,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from preference_core.battles.lengths import read_buckets
-from preference_core.ensemble.settings import Config, Member, load_config
+from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import PreferenceError, UserError, describe
 from preference_training import measure, prepare
-from preference_training.battles.baseline import baseline_folder, baseline_stage, make_baseline
+from preference_training.battles.baseline import baseline_stage, make_baseline
 from preference_training.files import check_input, check_training_inputs
 from preference_training.fit.adapter import adapter_stage, train_file
 from preference_training.fit.recipe import recipe_of
@@ -101,7 +102,7 @@ def fit_command(
 
 def _fit_length_buckets(config: Config, member: Member) -> None:
     """Fits the ensemble's own baseline; buckets from elsewhere must be there already."""
-    if Path(member.base) != baseline_folder(config):
+    if Path(member.base) != config.folders.baseline:
         read_buckets(Path(member.base), config.labels)
         return
     settings, battles = generation_of(config).baseline, Path(train_file(config))

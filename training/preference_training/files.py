@@ -3,9 +3,10 @@
 from pathlib import Path
 from shlex import quote
 
-from preference_core.ensemble.settings import Config, Member, is_hub_id
+from preference_core.ensemble.locations import is_hub_id
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import SystemFailure, UserError
-from preference_training.synthetic.generate import generation_of, source_file
+from preference_training.synthetic.generate import generation_of
 
 
 def check_input(config: Config, path: Path, key: str) -> None:
@@ -45,8 +46,8 @@ def check_target(path: Path, suffix: str, *, make_folder: bool = False) -> None:
 def _command_that_writes(config: Config, path: Path) -> str | None:
     """The command that writes a file or folder of `config`; None where it is the user's own."""
     generation = generation_of(config)
-    if generation.split is not None and path.parent == config.build_folder / "data":
+    if generation.split is not None and path.parent == config.folders.data:
         return "preference-train split"
     tiny = [Path(member.base) for member in config.members if member.name in generation.tiny]
-    generated = path.parent == config.build_folder / "data" or path in (source_file(config), *tiny)
+    generated = path.parent == config.folders.data or path in (config.folders.source, *tiny)
     return "preference-train generate" if generation.battles is not None and generated else None

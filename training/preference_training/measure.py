@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from preference_core.ensemble.settings import Config, included_file, load_config
+from preference_core.ensemble.loading import ConfigFile, load_config, read_config_file
+from preference_core.ensemble.settings import Config
 from preference_core.errors import UserError, nearest
 from preference_core.structure import plain
 from preference_training.battles.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
@@ -21,7 +22,6 @@ from preference_training.combining.weights import (
     fit_weights,
     include_of,
     judged_rows,
-    own_keys,
     weights_file,
 )
 from preference_training.evaluation.evaluate import evaluate
@@ -62,7 +62,7 @@ def baseline_command(
 
     That is its cross-validated log loss, next to the class prior.
     """
-    settings = _config_before_weights(config)
+    settings = _config_before_weights(read_config_file(config))
     labelled = _named(battles, settings, config, "train")
     baseline = generation_of(settings).baseline
     if battles is None:
@@ -87,18 +87,18 @@ def predict_command(
     """
     from preference_training.evaluation.predict import predict
 
-    settings = _config_before_weights(config)
+    settings = _config_before_weights(read_config_file(config))
     names = [each.name for each in settings.members]
     if member is not None and member not in names:
         raise UserError(f"There is no member `{member}`", hint=nearest(member, names))
     source = _named(battles, settings, config, "validation")
-    target = output or _validation_predictions(settings)
+    target = output or settings.folders.validation_predictions
     if output is None and (battles or member or swapped):
         raise UserError(
             f"`{target}` is for predictions of `data.validation` by all members",
             hint="Name another file with `--output`.",
         )
-    check_target(target, ".csv", make_folder=target == _validation_predictions(settings))
+    check_target(target, ".csv", make_folder=target == settings.folders.validation_predictions)
     read = read_battles(source)
     if swapped:
         read = {identity: battle.swapped() for identity, battle in read.items()}
@@ -121,7 +121,7 @@ def evaluate_command(
     """Score predictions against labels, joined by id, with intervals: members, ensemble, sanity bands, groups."""
     settings = load_config(config)
     labelled = _named(battles, settings, config, "test")
-    source = predictions or settings.build_folder / "predictions.csv"
+    source = predictions or settings.folders.predictions
     if report is not None:
         check_target(report, ".html")
     if predictions is None and not source.exists():
@@ -164,16 +164,16 @@ def weights_command(
 
     Without an include it is build/NAME/weights.toml. Every part is cross-validated, whether it is written or not.
     """
-    settings = _config_before_weights(config)
+    file = read_config_file(config)
+    settings = _config_before_weights(file)
     labelled = _named(battles, settings, config, "validation")
-    included, own = included_file(config), own_keys(config)
-    target = output or included or settings.build_folder / "weights.toml"
-    is_included = included is not None and target.resolve() == included.resolve()
+    target = output or file.included or settings.folders.weights
+    is_included = file.included is not None and target.resolve() == file.included.resolve()
     check_target(target, ".toml", make_folder=is_included or output is None)
     fitted = {"weights": True, "temperatures": temperatures, "post_processing": post_processing}
     if is_included:
-        check_repeated(config, target, [key for key, is_fitted in fitted.items() if is_fitted])
-    made = _validation_predictions(settings)
+        check_repeated(file, target, [key for key, is_fitted in fitted.items() if is_fitted])
+    made = settings.folders.validation_predictions
     if not predictions and not made.exists():
         raise UserError(f"There is no file `{made}`", hint=f"`preference-train predict {config}` writes it.")
     with bars("weights") as progress:
@@ -184,12 +184,12 @@ def weights_command(
             rule,
             temperatures=temperatures,
             post_processing=post_processing,
-            own=own,
+            own=file.own_keys,
             folds=folds,
             bootstrap=Bootstrap(seed=seed),
             report=progress,
         )
-    kept = {key for key in own if not fitted.get(key)}
+    kept = {key for key in file.own_keys if not fitted.get(key)}
     target.write_text(weights_file(result.chosen, leave_out=kept), encoding="utf-8")
     use = f"to use it, let `[combine]` of `{config}` say: {include_of(config, target)}"
     if is_included:
@@ -216,13 +216,8 @@ def _named(given: Path | None, settings: Config, config: Path, part: str) -> Pat
     return Path(configured)
 
 
-def _validation_predictions(settings: Config) -> Path:
-    return settings.build_folder / "validation_predictions.csv"
-
-
-def _config_before_weights(config: Path) -> Config:
+def _config_before_weights(file: ConfigFile) -> Config:
     """The configuration, for what runs before its weights are known: they may be missing, and are equal then."""
-    included = included_file(config)
-    if included is not None and not included.exists():
-        notes.print(f"`{included}`, the weights of `{config}`, does not exist yet: all members count the same")
-    return load_config(config, include_may_be_missing=True)
+    if file.included is not None and not file.included.exists():
+        notes.print(f"`{file.included}`, the weights of `{file.path}`, does not exist yet: all members count the same")
+    return file.config(include_may_be_missing=True)

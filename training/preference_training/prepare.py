@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from preference_core.ensemble.settings import load_config
+from preference_core.ensemble.loading import load_config
 from preference_core.errors import UserError
 from preference_core.structure import plain
 from preference_training.battles.split import make_split, split_stage

@@ -148,6 +148,38 @@ class Combination:
         return result
 
 
+@dataclass(frozen=True)
+class Combine:
+    """The table `[combine]`: how the members' logits become one prediction. Without `weights` all count the same.
+
+    `fixed` gives probabilities per label for battles that need no model: `identical_responses`, `empty_response_a`,
+    `empty_response_b`.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    average: Literal["probabilities", "logits"] = "probabilities"
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    post_processing: PostProcessing | None = None
+    fixed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def rule(self, labels: tuple[str, ...], members: tuple[str, ...]) -> Combination:
+        """The same for `members`, in their order."""
+        missing = [name for name in members if self.weights and name not in self.weights]
+        if missing:
+            raise CombinationError(
+                f"weights leave out the member `{missing[0]}`", hint="Give it a weight; 0 is allowed."
+            )
+        return Combination(
+            labels,
+            members,
+            weights=tuple(self.weights.get(name, 1.0) for name in members),
+            average=self.average,
+            temperatures=tuple(self.temperatures.get(name, 1.0) for name in members),
+            post_processing=self.post_processing,
+            fixed=self.fixed,
+        )
+
+
 def softmax(logits: Array) -> Array:
     """Softmax over the last axis."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -1,21 +1,20 @@
-"""The configuration of an ensemble: one TOML file, read into frozen dataclasses.
+"""The configuration of an ensemble, as frozen dataclasses that check themselves. `loading` reads them from a file.
 
 Holds every key that more than one part reads. What only training reads stays a plain table here (`training`), which
 `preference_training` turns into its own dataclasses with the same strictness.
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from preference_core.battles.template import template_named
 from preference_core.battles.truncation import Truncation
-from preference_core.ensemble.combination import Combination, PostProcessing
+from preference_core.ensemble.combination import Combination, Combine
+from preference_core.ensemble.folders import Folders
 from preference_core.errors import CombinationError, ConfigError, nearest
-from preference_core.structure import at_least, structure
+from preference_core.structure import at_least
 from preference_core.tensors import RESERVED_MODEL_NAMES
 
 LABELS_THREE_WAY = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -26,7 +25,6 @@ Rounding = Literal["none", "nf4", "int8"]
 Kind = Literal["classifier", "length_buckets"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -187,21 +185,6 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Combine:
-    """How the members' logits become one prediction. Without `weights` every member counts the same.
-
-    `fixed` gives probabilities per label for battles that need no model: `identical_responses`, `empty_response_a`,
-    `empty_response_b`.
-    """
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    average: Literal["probabilities", "logits"] = "probabilities"
-    temperatures: Mapping[str, float] = field(default_factory=dict)
-    post_processing: PostProcessing | None = None
-    fixed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Serving:
     """How Triton schedules requests. Counts are requests, of one battle each.
 
@@ -269,93 +252,16 @@ class Config:
                 if name not in names:
                     raise ConfigError(f"`combine.{table}` names an unknown member `{name}`", hint=nearest(name, names))
         try:
-            combination_of(self)
+            _ = self.combination
         except CombinationError as error:
             raise ConfigError(f"`combine`: {error.message}", error.hint) from error
 
     @property
-    def build_folder(self) -> Path:
-        """Where everything generated for this ensemble goes."""
-        return Path("build") / self.name
+    def combination(self) -> Combination:
+        """The rule by which the members are combined."""
+        return self.combine.rule(self.labels, tuple(member.name for member in self.members))
 
     @property
-    def repository(self) -> Path:
-        """The Triton model repository that `preference-export` assembles."""
-        return self.build_folder / "repository"
-
-
-def combination_of(config: Config) -> Combination:
-    """The rule by which the members of `config` are combined."""
-    combine, names = config.combine, [member.name for member in config.members]
-    missing = [name for name in names if combine.weights and name not in combine.weights]
-    if missing:
-        raise CombinationError(f"weights leave out the member `{missing[0]}`", hint="Give it a weight; 0 is allowed.")
-    return Combination(
-        labels=config.labels,
-        members=tuple(names),
-        weights=tuple(combine.weights.get(name, 1.0) for name in names),
-        average=combine.average,
-        temperatures=tuple(combine.temperatures.get(name, 1.0) for name in names),
-        post_processing=combine.post_processing,
-        fixed=combine.fixed,
-    )
-
-
-def load_config(path: str | Path, *, include_may_be_missing: bool = False) -> Config:
-    """Reads and checks a configuration file. Relative paths in it are relative to the working directory.
-
-    `[combine] include = "weights.toml"` (relative to the file itself) takes the keys of `[combine]` from another file.
-    `include_may_be_missing` is for what runs before that file can be written.
-    """
-    path = Path(path)
-    table = _toml(path)
-    included = _included_file(path, table)
-    if included is not None:
-        combine = table["combine"]
-        del combine["include"]
-        extra = _included(included, include_may_be_missing)
-        both = sorted(set(extra) & set(combine))
-        if both:
-            raise ConfigError(f"{path}: `combine.{both[0]}` is given here and in {included}")
-        combine.update(extra)
-    try:
-        return structure(Config, table)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.message}", error.hint) from error
-
-
-def included_file(path: str | Path) -> Path | None:
-    """The file that `[combine] include` of a configuration file names, whether it exists or not."""
-    return _included_file(Path(path), _toml(Path(path)))
-
-
-def is_hub_id(location: str) -> bool:
-    """Whether `location` names a hub repository (`organisation/name`): an existing folder always wins."""
-    return not Path(location).exists() and _HUB_ID.fullmatch(location) is not None
-
-
-def _included_file(path: Path, table: Mapping[str, Any]) -> Path | None:
-    combine = table.get("combine")
-    if not isinstance(combine, dict) or "include" not in combine:
-        return None
-    return path.parent / str(combine["include"])
-
-
-def _included(path: Path, may_be_missing: bool) -> dict[str, Any]:
-    if path.exists():
-        return _toml(path)
-    if may_be_missing:
-        return {}
-    raise ConfigError(
-        f"There is no file `{path}`, which `combine.include` names",
-        hint="`preference-train weights CONFIG` writes it.",
-    )
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no file `{path}`") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"`{path}` cannot be read: {error}") from error
+    def folders(self) -> Folders:
+        """Where everything generated for this ensemble goes."""
+        return Folders(self.name)

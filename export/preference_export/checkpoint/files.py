@@ -15,7 +15,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from safetensors import SafetensorError, safe_open
 
 from preference_core.artefacts.git_lfs import pull_hint
-from preference_core.ensemble.settings import is_hub_id
+from preference_core.ensemble.locations import is_hub_id
 from preference_core.errors import SystemFailure, UserError
 
 BASE_WEIGHTS = "model.safetensors"

@@ -15,21 +15,16 @@ from preference_export.artefacts.folders import remove_remains, replaced
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
 from preference_export.artefacts.versions import versions
 from preference_export.engine.build import build_engine, gpu_architecture, profiles_of, tensorrt_module, use_gpu_of
-from preference_export.graph.member import exported_member, folder_of
+from preference_export.graph.member import exported_member
 
 KIND = "engine"
 TIMING_CACHE = "timing.cache"
 
 
-def engine_folder(config: Config, member: Member) -> Path:
-    """Where the engine of a member lies."""
-    return config.build_folder / "engines" / member.name
-
-
 def build_member_engine(config: Config, member: Member, progress: StepDone) -> bool:
     """Builds the engine of an exported member; False when it was there, built here from the same graph."""
     trt = tensorrt_module()
-    folder = engine_folder(config, member)
+    folder = config.folders.engine(member.name)
     made_from = _made_from(config, member, exported_member(config, member))
     use_gpu_of(member)
     remove_remains(folder)
@@ -38,7 +33,7 @@ def build_member_engine(config: Config, member: Member, progress: StepDone) -> b
         return False
     profiles = profiles_of(member.max_tokens, config.serving.max_batch_size)
     with replaced(folder) as part:
-        source = folder_of(config, member) / MODEL_FILE
+        source = config.folders.exported(member.name) / MODEL_FILE
         cache = folder.parent / TIMING_CACHE
         warnings = build_engine(source, part / PLAN_FILE, profiles, member.build, cache, progress)
         details = {"gpu_architecture": gpu_architecture(), "profiles": plain(profiles), "warnings": warnings}
@@ -48,7 +43,7 @@ def build_member_engine(config: Config, member: Member, progress: StepDone) -> b
 
 def built_engine(config: Config, member: Member) -> Manifest:
     """The manifest of an engine that is unchanged and was built from the member's graph as it is now."""
-    folder = engine_folder(config, member)
+    folder = config.folders.engine(member.name)
     manifest = verify(folder)
     if manifest.made_from != _made_from(config, member, exported_member(config, member)):
         raise ArtefactError(

@@ -24,13 +24,13 @@ from preference_core.structure import plain
 from preference_export.artefacts.names import MODEL_FILE, PLAN_FILE
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.source import Source
-from preference_export.engine.artefact import built_engine, engine_folder
+from preference_export.engine.artefact import built_engine
 from preference_export.engine.build import NO_GPU, gpu_architecture, tensorrt_module, use_gpu_of
 from preference_export.gate.onnx_classifier import CPU_PROVIDER, CUDA_PROVIDER, OnnxClassifier
 from preference_export.gate.parity import BROKEN, PACKED_SEQUENCES, exceeded, limits_of, logits_alone, measure, worst
 from preference_export.gate.scan import Scan, scan, scanned
 from preference_export.gate.tensorrt_classifier import classifiers_of_plan
-from preference_export.graph.member import exported_member, folder_of
+from preference_export.graph.member import exported_member
 from preference_export.graph.precision import recipe_of
 from preference_export.original.calibration import sample_of
 from preference_export.original.classifier import Classifier, Logits, TokenIds
@@ -75,11 +75,11 @@ class Checked:
 
 def subject_of(config: Config, member: Member) -> Subject:
     """What can be compared here: the engine on a GPU, else the graph. `CannotCheckError` when neither."""
-    folder = folder_of(config, member)
+    folder = config.folders.exported(member.name)
     use_gpu_of(member)
     if member.engine == "tensorrt" and gpu_architecture() != NO_GPU:
         runtime = f"tensorrt {tensorrt_module().__version__} {gpu_architecture()}"
-        plan = engine_folder(config, member)
+        plan = config.folders.engine(member.name)
         manifest = built_engine(config, member)
         return Subject(plan, manifest, PLAN_FILE, runtime, lambda: _ways_of_plan(config, plan / PLAN_FILE))
     provider = _provider_for(member)
@@ -119,7 +119,7 @@ def check_member(config: Config, member: Member, source: Source, *, again: bool 
     known = subject.manifest.parity
     if not again and known.get("basis") == basis and BROKEN not in known:
         return Checked(False, subject.folder, subject.file, known)
-    sequences, targets = _sequences(folder_of(config, member), sample, config.labels)
+    sequences, targets = _sequences(config.folders.exported(member.name), sample, config.labels)
     reference = reference_of(config, member, source)
     expected = reference.logits(sequences)
     del reference
@@ -136,7 +136,7 @@ def check_member(config: Config, member: Member, source: Source, *, again: bool 
     found = None
     if _scannable(member):
         looked_at = scanned(sequences, np.stack(alone).sum(axis=0))
-        found = scan(folder_of(config, member) / MODEL_FILE, looked_at, provider=_provider_for(member))
+        found = scan(config.folders.exported(member.name) / MODEL_FILE, looked_at, provider=_provider_for(member))
     broken = [*_overflow(found), *exceeded(parity, limits)]
     record = {
         "basis": basis,

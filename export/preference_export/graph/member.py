@@ -69,11 +69,6 @@ class OpenedMember:
         return sum(torch.Size(shape).numel() for shape in self.weights.shapes.values()) * self.recipe.dtype.itemsize
 
 
-def folder_of(config: Config, member: Member) -> Path:
-    """Where the exported member lies."""
-    return config.build_folder / "members" / member.name
-
-
 def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
     """Reads configuration and headers, and refuses whatever does not fit together."""
     published = hugging_face_config(source.base.folder)
@@ -115,10 +110,10 @@ def export_member(
     inputs = input_hashes(source)
     ranges, origin = ranges_of(config, member, inputs) if recipe_of(member).calibrated else (None, None)
     made_from = {"settings": settings_of(config, member), "inputs": inputs, "calibration": origin}
-    remove_remains(folder_of(config, member))
-    current = _current(folder_of(config, member), made_from)
+    remove_remains(config.folders.exported(member.name))
+    current = _current(config.folders.exported(member.name), made_from)
     if current is not None:
-        _note_origins(folder_of(config, member), current, source)
+        _note_origins(config.folders.exported(member.name), current, source)
         return False
     if member.kind == "length_buckets":
         _write_length_buckets(config, member, source, made_from)
@@ -126,7 +121,7 @@ def export_member(
     opened = open_member(config, member, source)
     started(opened.bytes)
     tokenisation = settings_of_checkpoint(source.base.folder, member)
-    with replaced(folder_of(config, member)) as folder:
+    with replaced(config.folders.exported(member.name)) as folder:
         write_tokenisation(folder, source.base.folder, tokenisation)
         hashes = export_onnx(folder, opened.architecture, opened.weights, opened.labels, opened.recipe, report, ranges)
         details = {"architecture": opened.architecture.model_type, WEIGHT_BYTES: opened.bytes, **origins_of(source)}
@@ -136,7 +131,7 @@ def export_member(
 
 def _write_length_buckets(config: Config, member: Member, source: Source, made_from: Mapping[str, Any]) -> None:
     buckets = read_buckets(source.base.folder, config.labels)
-    with replaced(folder_of(config, member)) as folder:
+    with replaced(config.folders.exported(member.name)) as folder:
         write_buckets(folder, buckets)
         hashes = write_onnx(folder, buckets)
         weight_bytes = buckets.log_probabilities().nbytes
@@ -146,7 +141,7 @@ def _write_length_buckets(config: Config, member: Member, source: Source, made_f
 
 def exported_member(config: Config, member: Member) -> Manifest:
     """The manifest of an exported member that is unchanged and of these settings."""
-    folder = folder_of(config, member)
+    folder = config.folders.exported(member.name)
     manifest = verify(folder)
     if manifest.made_from.get("settings") != settings_of(config, member):
         raise ArtefactError(

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
@@ -19,17 +18,12 @@ KIND = "calibration"
 RANGES_FILE = "calibration.safetensors"
 
 
-def calibration_folder(config: Config, member: Member) -> Path:
-    """Where the ranges of a member lie."""
-    return config.build_folder / "calibrations" / member.name
-
-
 def ranges_of(config: Config, member: Member, inputs: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
     """The measured ranges of a member by GEMM, and what identifies them.
 
     `ArtefactError` when there are none, or they are of other files than `inputs` (hashes by role) or other settings.
     """
-    folder = calibration_folder(config, member)
+    folder = config.folders.calibration(member.name)
     if not folder.is_dir():
         raise ArtefactError(
             f"Member `{member.name}` is not calibrated: there is no `{folder}`",

@@ -28,7 +28,7 @@ from preference_export.artefacts.folders import remove_remains, replaced
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.source import Source, input_hashes
 from preference_export.graph.quantise import DECODER
-from preference_export.graph.ranges import KIND, RANGES_FILE, calibration_folder, calibration_settings
+from preference_export.graph.ranges import KIND, RANGES_FILE, calibration_settings
 from preference_export.original.sample import Sample, read_sample
 from preference_export.original.whole import Reference
 
@@ -54,12 +54,12 @@ def calibrate_member(config: Config, member: Member, source: Source, reference: 
         "sample": sha256_of(sample_path),
     }
     made_by = {**_modelopt_version(), **versions()}
-    remove_remains(calibration_folder(config, member))
-    if _is_current(calibration_folder(config, member), made_from, made_by):
+    remove_remains(config.folders.calibration(member.name))
+    if _is_current(config.folders.calibration(member.name), made_from, made_by):
         return False
     sequences = tokenised(member, source, read_sample(sample_path, config.labels))
     ranges = measured_ranges(reference(), sequences)
-    with replaced(calibration_folder(config, member)) as folder:
+    with replaced(config.folders.calibration(member.name)) as folder:
         save_file({name: ranges[name].contiguous() for name in sorted(ranges)}, folder / RANGES_FILE)
         write_manifest(folder, KIND, made_from=made_from, versions=made_by, details={"sequences": len(sequences)})
     return True

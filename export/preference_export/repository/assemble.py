@@ -22,16 +22,16 @@ from preference_core.artefacts.manifest import (
     write_manifest,
 )
 from preference_core.battles.encoders import ENCODER_FILES
-from preference_core.ensemble.settings import Config, Member, combination_of
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError
 from preference_core.structure import plain, structure
 from preference_core.triton_model import UNCHECKED
 from preference_export.artefacts.folders import end_exchange, exchange, link_or_copy, replaced
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
 from preference_export.checkpoint.source import check_made_from
-from preference_export.engine.artefact import built_engine, engine_folder
+from preference_export.engine.artefact import built_engine
 from preference_export.gate.parity import BROKEN, Parity, exceeded, limits_of
-from preference_export.graph.member import exported_member, folder_of
+from preference_export.graph.member import exported_member
 from preference_export.repository.triton_config import model_configs, text_of
 
 CONFIG_FILE = "config.pbtxt"
@@ -66,19 +66,14 @@ class Part:
     sha256: str = ""
 
 
-def previous_of(config: Config) -> Path:
-    """Where the repository before the last change is kept."""
-    return config.repository.with_name(f"{config.repository.name}.previous")
-
-
 def assemble(config: Config, *, allow_unchecked: bool = False, check_inputs: bool = False) -> Assembled:
-    """Builds `config.repository` from checked members; leaves it alone when its content would be the same.
+    """Builds `config.folders.repository` from checked members; leaves it alone when its content would be the same.
 
     Raises `ArtefactError` for members that are not checked, unless `allow_unchecked`: then the manifest names them, and
     the server's log will. What did not pass, or would not pass today's limits, is always refused. `check_inputs`
     refuses a member that was exported from another base or adapter than the configuration names now.
     """
-    end_exchange(config.repository, previous_of(config))
+    end_exchange(config.folders.repository, config.folders.previous_repository)
     manifests = {member.name: exported_member(config, member) for member in config.members}
     engines = {member.name: built_engine(config, member) for member in config.members if member.engine == "tensorrt"}
     for member in config.members:
@@ -96,11 +91,11 @@ def assemble(config: Config, *, allow_unchecked: bool = False, check_inputs: boo
         )
     parts = _sources(config) | _artefacts(config, manifests, engines)
     content = fingerprint({"files": {name: part.sha256 for name, part in parts.items()}, "unchecked": unchecked})
-    current = _current(config.repository)
+    current = _current(config.folders.repository)
     if current is not None and current.made_from.get("content") == content:
         return Assembled(int(current.details["version"]), changed=False)
-    version = 1 + max(map(_latest_version, (config.repository, previous_of(config))))
-    with replaced(config.repository, keep_as=previous_of(config)) as folder:
+    version = 1 + max(map(_latest_version, (config.folders.repository, config.folders.previous_repository)))
+    with replaced(config.folders.repository, keep_as=config.folders.previous_repository) as folder:
         hashes = _write(folder, parts, version)
         for ensemble in (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC):
             (folder / ensemble / str(version)).mkdir()
@@ -142,14 +137,14 @@ def _check_record(member: Member, record: Mapping[str, Any]) -> None:
 
 def roll_back(config: Config) -> int:
     """Exchanges the repository with the one before it; returns the version now in place."""
-    previous = previous_of(config)
-    end_exchange(config.repository, previous)
+    previous = config.folders.previous_repository
+    end_exchange(config.folders.repository, previous)
     if not previous.is_dir():
         raise ArtefactError(f"`{previous}` does not exist: there is nothing to go back to")
     version = verify(previous).details.get("version")
     if not isinstance(version, int):
         raise ArtefactError(f"The manifest of `{previous}` has no `version`", hint="Do not serve what was changed.")
-    exchange(config.repository, previous)
+    exchange(config.folders.repository, previous)
     return version
 
 
@@ -172,7 +167,7 @@ def _sources(config: Config) -> dict[str, Part]:
     for model, program in PROGRAMS.items():
         source = (PROGRAM_FOLDER / f"{program}.py").read_text(encoding="utf-8")
         parts[f"{model}/{VERSION}/{PROGRAM_FILE}"] = _text(source)
-    rule = json.dumps(plain(combination_of(config)), indent=1, sort_keys=True) + "\n"
+    rule = json.dumps(plain(config.combination), indent=1, sort_keys=True) + "\n"
     for model in (tensors.COMBINE, tensors.COMBINE_SYMMETRIC):
         parts[f"{model}/{VERSION}/{COMBINATION_FILE}"] = _text(rule)
     return parts
@@ -182,13 +177,13 @@ def _artefacts(config: Config, manifests: Mapping[str, Manifest], engines: Mappi
     """The files of every member, by path; what is run goes to the member's model, encoders to `tokenize`."""
     parts = {}
     for member in config.members:
-        folder, manifest = folder_of(config, member), manifests[member.name]
+        folder, manifest = config.folders.exported(member.name), manifests[member.name]
         for file in filter(manifest.files.__contains__, ENCODER_FILES):
             path = f"{tensors.TOKENIZE}/{VERSION}/{member.name}/{file}"
             parts[path] = Part(source=folder / file, sha256=manifest.files[file].sha256)
         run: tuple[str, ...] = (MODEL_FILE, DATA_FILE)
         if member.name in engines:
-            folder, manifest, run = engine_folder(config, member), engines[member.name], (PLAN_FILE,)
+            folder, manifest, run = config.folders.engine(member.name), engines[member.name], (PLAN_FILE,)
         for file in filter(manifest.files.__contains__, run):
             parts[f"{member.name}/{VERSION}/{file}"] = Part(source=folder / file, sha256=manifest.files[file].sha256)
     return parts

@@ -130,11 +130,6 @@ def held_out(
     return by_length, by_prior
 
 
-def baseline_folder(config: Config) -> Path:
-    """Where the fitted baseline of an ensemble goes."""
-    return config.build_folder / "baseline"
-
-
 def baseline_stage(config: Config, settings: BaselineSettings, battles: Path) -> Stage:
     """The folder of the fitted baseline, made from the training battles and the settings."""
     made_from = {
@@ -143,7 +138,7 @@ def baseline_stage(config: Config, settings: BaselineSettings, battles: Path) ->
         "settings": plain(settings),
         "battles": content_of(battles),
     }
-    return Stage(baseline_folder(config), "baseline", made_from)
+    return Stage(config.folders.baseline, "baseline", made_from)
 
 
 def make_baseline(folder: Path, config: Config, settings: BaselineSettings, battles: Path) -> Mapping[str, Any]:
@@ -160,7 +155,7 @@ def make_baseline(folder: Path, config: Config, settings: BaselineSettings, batt
 
 def read_baseline(config: Config) -> LengthBuckets | None:
     """The fitted baseline of an ensemble; None where none was fitted. Raises `ArtefactError` when it was changed."""
-    folder = baseline_folder(config)
+    folder = config.folders.baseline
     if not folder.exists():
         return None
     verify(folder)
@@ -176,7 +171,7 @@ def baseline_predictions(config: Config, labelled: Path, data: LabelledBattles, 
     buckets = read_baseline(config)
     if buckets is None:
         return None
-    made_from = read_manifest(baseline_folder(config)).made_from
+    made_from = read_manifest(config.folders.baseline).made_from
     if set(content_of(labelled).values()) != set(made_from["battles"].values()):
         return "length buckets", buckets.predict(differences_of(data.battles, buckets.unit))
     if len(data.ids) < 2:

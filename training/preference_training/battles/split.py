@@ -76,7 +76,7 @@ def split_stage(config: Config, split: Split) -> Stage:
         "labels": list(config.labels),
         "source": content_of(Path(split.source)),
     }
-    return Stage(config.build_folder / "data", "split", made_from, replaces=("battles",))
+    return Stage(config.folders.data, "split", made_from, replaces=("battles",))
 
 
 def make_split(folder: Path, split: Split, labels: Sequence[str]) -> dict[str, Any]:

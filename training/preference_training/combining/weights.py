@@ -4,7 +4,6 @@ What is judged is the `Combination` that serving applies. Predictions meet label
 """
 
 import os
-import tomllib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from preference_core.ensemble.combination import Combination, PostProcessing
+from preference_core.ensemble.loading import ConfigFile
 from preference_core.ensemble.metrics import log_loss, log_losses
-from preference_core.ensemble.settings import Config, combination_of
+from preference_core.ensemble.settings import Config
 from preference_core.errors import UserError
 from preference_core.progress import StepDone, no_report
 from preference_training.battles.rows import read_labelled
@@ -105,8 +105,8 @@ def fit_weights(
 ) -> Fitted:
     """Fits every candidate, cross-validated over `folds`; chooses `rule` with those extras that were asked for.
 
-    `own` are the keys that the configuration file gives itself (see `own_keys`): a `post_processing` among them will be
-    applied to whatever is fitted, so every candidate but the one that replaces it is judged with it.
+    `own` are the keys that the configuration file gives itself (`ConfigFile.own_keys`): a `post_processing` among them
+    will be applied to whatever is fitted, so every candidate but the one that replaces it is judged with it.
     """
     folds = min(folds, len(rows.ids))
     if folds < 2:
@@ -153,25 +153,19 @@ def fit_weights(
     )
 
 
-def own_keys(config: Path) -> frozenset[str]:
-    """The keys that `[combine]` of a configuration file gives itself, and does not take from the file it includes."""
-    combine = tomllib.loads(config.read_text(encoding="utf-8")).get("combine", {})
-    return frozenset(combine) - {"include"}
-
-
 def include_of(config: Path, included: Path) -> str:
     """The line of `[combine]` by which a configuration file includes another file: the path is relative to its own."""
     path = os.path.relpath(included.resolve(), config.parent.resolve())
     return toml_text({"include": Path(path).as_posix()}).strip()
 
 
-def check_repeated(config: Path, included: Path, keys: Iterable[str]) -> None:
-    """Refuses to write `keys` into the file that `config` includes where it gives one of them itself."""
-    for key in sorted(own_keys(config).intersection(keys)):
+def check_repeated(file: ConfigFile, included: Path, keys: Iterable[str]) -> None:
+    """Refuses to write `keys` into the file that `file` includes where it gives one of them itself."""
+    for key in sorted(file.own_keys.intersection(keys)):
         option = "" if key == "weights" else f", leave out `--{key.replace('_', '-')}`"
         raise UserError(
-            f"`combine.{key}` is given in `{config}`, and would be given once more in `{included}`, which it includes",
-            hint=f"Remove it from `{config}`{option}, or name another file with `--output`.",
+            f"`combine.{key}` is given in `{file.path}`, and would be given again in `{included}`, which it includes",
+            hint=f"Remove it from `{file.path}`{option}, or name another file with `--output`.",
         )
 
 
@@ -202,7 +196,7 @@ def _held_out_losses(fit: Fit, rows: Judged, folds: int, seed: int, report: Call
 
 def _as_served(combination: Combination, config: Config) -> Combination:
     """`combination` for logits instead of the predictions it was fitted on, which had the configured temperatures."""
-    configured = combination_of(config).temperatures
+    configured = config.combination.temperatures
     temperatures = [round(a * b, _DIGITS) for a, b in zip(combination.temperatures, configured, strict=True)]
     rule = combination.post_processing
     if rule is not None:
@@ -228,7 +222,7 @@ def _check_temperatures(config: Config, path: Path, read: Predictions, kept: Seq
     which is that of the members in this file, tells; in the rows `kept` at least, where the members answer.
     """
     names = list(read.members)
-    if not names or all(temperature == 1 for temperature in combination_of(config).temperatures):
+    if not names or all(temperature == 1 for temperature in config.combination.temperatures):
         return
     configured = replace(combination_of_members(config, names), temperatures=())
     expected = configured.probabilities(_log_probabilities(read.members, names))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from preference_core.ensemble.combination import Combination
-from preference_core.ensemble.settings import Config, combination_of
+from preference_core.ensemble.settings import Config
 
 
 def combination_of_members(config: Config, names: Sequence[str]) -> Combination:
@@ -12,7 +12,7 @@ def combination_of_members(config: Config, names: Sequence[str]) -> Combination:
 
     Members that the whole ensemble leaves out (weight 0) count the same among themselves.
     """
-    whole = combination_of(config)
+    whole = config.combination
     places = [whole.members.index(name) for name in names]
     weights = tuple(whole.weights[place] for place in places)
     return replace(

@@ -18,9 +18,10 @@ from preference_core.battles.tokenisation import (
     BattleTokenizer,
     read_tokenizer,
 )
+from preference_core.ensemble.locations import is_hub_id
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
 from preference_core.ensemble.metrics import log_losses
-from preference_core.ensemble.settings import Config, Member, is_hub_id
+from preference_core.ensemble.settings import Config, Member
 from preference_core.progress import StepDone
 from preference_core.tensors import FIELDS
 from preference_training.battles.rows import LabelledBattles
@@ -102,7 +103,7 @@ def _mean_among(values: Array, rows: Mask, resamples: Resamples) -> Estimate | N
 
 def _tokenizer_of(config: Config, member: Member) -> BattleTokenizer | None:
     """The tokenizer that was exported for a member, if it is the configured one, else that of its base."""
-    exported = config.build_folder / "members" / member.name
+    exported = config.folders.exported(member.name)
     if (exported / SETTINGS_FILE).is_file():
         found = BattleTokenizer.from_folder(exported)
         expected = member.template, member.max_tokens, member.truncation

@@ -6,7 +6,8 @@ Apart from `fit`, so that an adapter that is up to date costs no import of torch
 from pathlib import Path
 from typing import Any
 
-from preference_core.ensemble.settings import Config, Member, is_hub_id
+from preference_core.ensemble.locations import is_hub_id
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ConfigError
 from preference_core.structure import plain
 from preference_training.fit.recipe import recipe_of
@@ -23,7 +24,7 @@ def adapter_stage(config: Config, member: Member) -> Stage:
         given = "has a revision on the hub" if member.adapter_revision else absent
         raise ConfigError(
             f"`adapter` of `{member.name}` {given}, expected a folder to write to",
-            hint=f"Set it to `{config.build_folder}/adapters/{member.name}`.",
+            hint=f"Set it to `{config.folders.adapter(member.name)}`.",
         )
     base: Any = [member.base, member.revision] if is_hub_id(member.base) else content_of(Path(member.base))
     files = {"train": train_file(config), "validation": config.data.validation}

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from preference_core.ensemble.locations import is_hub_id
 from preference_core.ensemble.published import BASES, Shape
-from preference_core.ensemble.settings import Member, is_hub_id
+from preference_core.ensemble.settings import Member
 from preference_core.errors import SystemFailure, UserError
 
 

@@ -14,7 +14,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from preference_core.ensemble.settings import Member, is_hub_id
+from preference_core.ensemble.locations import is_hub_id
+from preference_core.ensemble.settings import Member
 from preference_core.errors import SystemFailure, UserError
 from preference_training.fit.recipe import Recipe
 

@@ -64,7 +64,7 @@ def generation_of(config: Config) -> Generation:
         if name not in names:
             raise ConfigError(f"`training.tiny` names an unknown member `{name}`", hint=nearest(name, names))
     if generation.battles is not None and generation.split is not None:
-        source, generated = generation.split.source, source_file(config)
+        source, generated = generation.split.source, config.folders.source
         if Path(source) != generated:
             raise ConfigError(
                 f"`training.split.source` is `{source}`; the battles of `[training.battles]` will be in `{generated}`",
@@ -78,18 +78,13 @@ def generation_of(config: Config) -> Generation:
 def battles_stage(config: Config, counts: BattleCounts) -> Stage:
     """The folder of `train.csv`, `validation.csv` and `test.csv`."""
     made_from = {"code": BATTLES_VERSION, "battles": plain(counts), "ties": has_ties(config)}
-    return Stage(config.build_folder / "data", "battles", made_from)
-
-
-def source_file(config: Config) -> Path:
-    """The one file of generated battles that `[training.split]` splits."""
-    return config.build_folder / "source" / "battles.csv"
+    return Stage(config.folders.data, "battles", made_from)
 
 
 def source_stage(config: Config, counts: BattleCounts) -> Stage:
     """The folder of that file."""
     made_from = {"code": BATTLES_VERSION, "battles": plain(counts), "ties": has_ties(config)}
-    return Stage(source_file(config).parent, "source", made_from)
+    return Stage(config.folders.source.parent, "source", made_from)
 
 
 def make_source(folder: Path, counts: BattleCounts, ties: bool = True) -> dict[str, Any]:
@@ -120,10 +115,10 @@ def make_battles(folder: Path, counts: BattleCounts, ties: bool = True) -> dict[
 def base_stage(config: Config, member: Member, base: TinyBase, counts: BattleCounts) -> Stage:
     """The folder of one member's base. It must lie in the build folder: nothing else may be overwritten."""
     folder = Path(member.base)
-    if config.build_folder not in folder.parents:
+    if config.folders.root not in folder.parents:
         raise ConfigError(
             f"`base` of `{member.name}` is `{member.base}`, and `training.tiny` would write there",
-            hint=f"Set it to `{config.build_folder}/bases/{member.name}`.",
+            hint=f"Set it to `{config.folders.base(member.name)}`.",
         )
     made_from = {
         "code": [BATTLES_VERSION, BASES_VERSION],

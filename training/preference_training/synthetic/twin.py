@@ -4,13 +4,14 @@ What a twin shows is that a configuration's whole path works (train, export, ser
 code as the real one. It says nothing of how good the real one is.
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from preference_core.ensemble.folders import Folders
+from preference_core.ensemble.loading import read_config_file
 from preference_core.ensemble.published import Shape
-from preference_core.ensemble.settings import Config, Member, load_config
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ConfigError
 from preference_core.structure import plain, structure
 from preference_training.battles.split import Split
@@ -52,28 +53,31 @@ def write_twin(source: Path, out: Path) -> str:
 
 def twin_of(source: Path) -> dict[str, Any]:
     """The checked table of the twin."""
-    config = load_config(source, include_may_be_missing=True)
+    file = read_config_file(source)
+    config = file.config(include_may_be_missing=True)
     generation = generation_of(config)
     if generation.tiny:
         raise ConfigError(f"`{source}` needs no twin: its bases are tiny already", hint="Use it as it is.")
-    given = tomllib.loads(source.read_text(encoding="utf-8"))
     name = f"{config.name}-twin"
-    data = {part: f"build/{name}/data/{part}.csv" for part in ("train", "validation", "test")}
+    folders = Folders(name)
+    data = {part: (folders.data / f"{part}.csv").as_posix() for part in ("train", "validation", "test")}
     classifiers = chosen_members(config, None, "classifier")
     shapes = {member.name: shape_of(member) for member in classifiers}
     twin: dict[str, Any] = {
         "name": name,
         "labels": list(config.labels),
         "member": [
-            _length_member(name, member) if member.kind == "length_buckets" else _member(name, member, table, shapes)
-            for member, table in zip(config.members, given["member"], strict=True)
+            _length_member(folders, member)
+            if member.kind == "length_buckets"
+            else _member(folders, member, table, shapes)
+            for member, table in zip(config.members, file.table["member"], strict=True)
         ],
-        "combine": _combine(name, config, given.get("combine", {})),
-        "serving": given.get("serving", {}),
+        "combine": _combine(name, config, file.table.get("combine", {})),
+        "serving": file.table.get("serving", {}),
         "data": {**data, "sample": data["validation"]},
         "training": {
             "battles": BATTLES,
-            **_split(name, generation.split),
+            **_split(folders, generation.split),
             "baseline": plain(generation.baseline),
             "tiny": {
                 member.name: _base(member, shapes[member.name], seed) for seed, member in enumerate(classifiers, 1)
@@ -93,11 +97,11 @@ def _check(twin: Mapping[str, Any]) -> None:
         recipe_of(member).layers(LAYERS)
 
 
-def _split(name: str, split: Split | None) -> dict[str, Any]:
+def _split(folders: Folders, split: Split | None) -> dict[str, Any]:
     """The real split of the twin's generated battles: its shares, strata and seed."""
     if split is None:
         return {}
-    table = {**plain(split), "source": f"build/{name}/source/battles.csv"}
+    table = {**plain(split), "source": folders.source.as_posix()}
     if split.sample is not None:
         table["sample"] = SAMPLE
     return {"split": table}
@@ -110,11 +114,11 @@ def _combine(name: str, config: Config, given: Mapping[str, Any]) -> dict[str, A
     return {**{key: value for key, value in given.items() if key != "include"}, "include": f"{name}-weights.toml"}
 
 
-def _length_member(name: str, member: Member) -> dict[str, Any]:
-    return {"name": member.name, "kind": member.kind, "base": f"build/{name}/baseline"}
+def _length_member(folders: Folders, member: Member) -> dict[str, Any]:
+    return {"name": member.name, "kind": member.kind, "base": folders.baseline.as_posix()}
 
 
-def _member(name: str, member: Member, given: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _member(folders: Folders, member: Member, given: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Where it is and how it is served is the twin's; how it reads a battle, and its recipe, are the real one's."""
     max_tokens = round(min(max(member.max_tokens * TOKEN_SCALE, FEWEST_TOKENS), MOST_TOKENS))
     truncation = dict(given.get("truncation", {}))
@@ -123,8 +127,8 @@ def _member(name: str, member: Member, given: Mapping[str, Any], shapes: Mapping
             truncation[budget] = max(2, round(truncation[budget] * max_tokens / member.max_tokens))
     return {
         "name": member.name,
-        "base": f"build/{name}/bases/{member.name}",
-        "adapter": f"build/{name}/adapters/{member.name}",
+        "base": folders.base(member.name).as_posix(),
+        "adapter": folders.adapter(member.name).as_posix(),
         "template": member.template,
         "max_tokens": max_tokens,
         "precision": "fp32",
