@@ -165,6 +165,7 @@ name = "member"
 base = "base"
 adapter = "{adapter}"
 template = "gemma"
+special_tokens = "template"
 max_tokens = 2048
 precision = "{precision}"
 """
@@ -177,7 +178,7 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(["<bos>", "<eos>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<bos>", "eos_token": "<eos>"}
+    settings = {"bos_token": "<bos>", "eos_token": "<eos>", "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 

@@ -66,7 +66,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         kinds = [kind for kind in arguments if kind is not type(None)]
         lists = [kind for kind in kinds if get_origin(kind) is tuple]
-        return _value(lists[0] if lists and isinstance(value, list) else kinds[0], value, where)
+        tables = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        chosen = lists if isinstance(value, list) else tables if isinstance(value, Mapping) else []
+        return _value((chosen or kinds)[0], value, where)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{_at(where)} is {_show(value)}", hint=nearest(str(value), map(str, arguments)))

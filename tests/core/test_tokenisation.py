@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from preference_core.battles.battle import Battle, battle_from_row
-from preference_core.battles.template import TEMPLATES
+from preference_core.battles.template import PRESETS
 from preference_core.battles.tokenisation import (
     BattleTokenizer,
     TokenisationSettings,
@@ -35,7 +35,7 @@ FAMILIES = {"gemma": "gemma2", "llama": "llama", "qwen": "qwen2"}
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """A tokenizer folder per template, as the checkpoints carry it."""
-    texts = [TEMPLATES["gemma"].render(battle) for battle in EDGE_BATTLES] * 3
+    texts = [PRESETS["gemma"].render(battle) for battle in EDGE_BATTLES] * 3
     folders = {}
     for template, family in FAMILIES.items():
         folders[template] = tmp_path_factory.mktemp(template)
@@ -66,9 +66,9 @@ def make(checkpoint, template):
 
 
 def hugging_face_tokenizer(checkpoint, **settings):
-    """As the published training code sets it up: bos and eos for Gemma, as its `tokenizer_config.json` says."""
+    """As the published training code sets it up: bos and eos for Gemma, which alone has a flag for bos."""
     config = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
-    added = {key: config[key] for key in ("add_bos_token", "add_eos_token") if key in config}
+    added = {"add_bos_token": True, "add_eos_token": True} if "add_bos_token" in config else {}
     return AutoTokenizer.from_pretrained(checkpoint, **added, **settings)
 
 

@@ -25,7 +25,7 @@ base = "bases/doubled"
 template = "gemma"
 max_tokens = 64
 """
-COMMAND = [sys.executable, "-c", "from preference_embedded.app import main; main()"]
+COMMAND = [sys.executable, "-c", "from preference_embedded.app import app; app(prog_name='preference-serve')"]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ name = "other"
 base = "base"
 adapter = "adapter"
 template = "llama"
+special_tokens = "template"
 max_tokens = 32
 precision = "fp16"
 

@@ -10,6 +10,7 @@ import pytest
 
 from preference_core import tensors
 from preference_core.artefacts.manifest import files_below, read_manifest, sha256_of, verify
+from preference_core.battles.template import PRESETS
 from preference_core.battles.tokenisation import BattleTokenizer
 from preference_core.ensemble.combination import Combination
 from preference_core.errors import ArtefactError
@@ -51,7 +52,7 @@ def test_what_the_python_models_load_is_what_the_configuration_says(project):
     rule = json.loads((repository / "combine" / "1" / "combination.json").read_text())
     assert structure(Combination, rule) == config.combination
     settings = BattleTokenizer.from_folder(repository / "tokenize" / "1" / "gemma").settings
-    assert (settings.template, settings.max_tokens, settings.eos_token) == ("gemma", 48, "<eos>")
+    assert (settings.template, settings.max_tokens, settings.eos_token) == (PRESETS["gemma"], 48, "<eos>")
     for name, message in model_configs(config).items():
         assert message_of((repository / name / "config.pbtxt").read_text()) == message
 

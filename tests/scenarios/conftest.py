@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from preference_core.battles.battle import battle_from_row
-from preference_core.battles.template import template_named
+from preference_core.battles.template import template_of
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import Config
@@ -67,7 +67,7 @@ class Reference:
 
     def load(self, member, labels):
         tokenizer = AutoTokenizer.from_pretrained(ROOT / member.base, padding_side="right", truncation_side="right")
-        if template_named(member.template).add_eos:
+        if template_of(member.template).add_eos:
             tokenizer.add_bos_token = tokenizer.add_eos_token = True
         base = AutoModelForSequenceClassification.from_pretrained(
             ROOT / member.base, num_labels=labels, dtype=torch.float32, attn_implementation="eager"
@@ -80,7 +80,7 @@ class Reference:
         """Logits `[members, labels]` of one battle."""
         rows = []
         for tokenizer, model, member in self.members:
-            text = template_named(member.template).render(battle)
+            text = template_of(member.template).render(battle)
             inputs = tokenizer(text, truncation=True, max_length=member.max_tokens, return_tensors="pt")
             hidden = model.base_model.model.model(**inputs).last_hidden_state
             rows.append(model.base_model.model.score(hidden[0, -1]).numpy())

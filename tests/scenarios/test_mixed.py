@@ -22,6 +22,7 @@ name = "gemma"
 base = "{demo}/bases/gemma"
 adapter = "{demo}/adapters/gemma"
 template = "gemma"
+special_tokens = "template"
 max_tokens = 192
 
 [[member]]

@@ -25,6 +25,7 @@ name = "{member}_{precision}"
 base = "{demo}/bases/{member}"
 adapter = "{demo}/adapters/{member}"
 template = "{member}"
+special_tokens = "template"
 max_tokens = 192
 precision = "{precision}"
 {more}

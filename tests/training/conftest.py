@@ -18,6 +18,7 @@ name = "gemma"
 base = "build/small/bases/gemma"
 adapter = "build/small/adapters/gemma"
 template = "gemma"
+special_tokens = "template"
 max_tokens = 96
 
 [member.training]

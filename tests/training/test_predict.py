@@ -34,6 +34,7 @@ name = "{name}"
 base = "build/small/bases/{name}"
 adapter = "build/small/adapters/{name}"
 template = "{name}"
+special_tokens = "template"
 max_tokens = 24
 [member.training]
 rank = 4

@@ -61,7 +61,7 @@ def test_llama_stretches_its_rotary_frequencies(checkpoint):
 def test_serving_reads_battles_as_its_hugging_face_tokenizer_does(checkpoint, texts):
     folder, architecture = checkpoint
     template = TEMPLATES[architecture]
-    member = Member("tiny", str(folder), template=template, max_tokens=8000)
+    member = Member("tiny", str(folder), template=template, special_tokens="template", max_tokens=8000)
     hugging_face = AutoTokenizer.from_pretrained(
         folder, add_bos_token=template != "qwen", add_eos_token=template == "gemma"
     )

@@ -26,6 +26,7 @@ base = "google/gemma-2-2b"
 revision = "c5ebcd40d208330abc697524c919956e692655cf"
 adapter = "checkpoints/binary"
 template = "gemma"
+special_tokens = "template"
 max_tokens = 512
 truncation = { policy = "middle", prompt_tokens = 150, response_tokens = 350, mark = "\\n(snip)\\n" }
 precision = "bf16"

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from preference_core.artefacts.git_lfs import pull_hint
 from preference_core.battles.battle import Battle
-from preference_core.battles.template import template_named
+from preference_core.battles.template import Template, template_of
 from preference_core.battles.truncation import Truncation
 from preference_core.battles.window import Encoded, Window, shared
 from preference_core.errors import ArtefactError, ConfigError
@@ -42,7 +42,7 @@ _FITTING_ROUNDS = 8
 class TokenisationSettings:
     """How one member reads a battle; travels beside its `tokenizer.json`. Tokens are given as text."""
 
-    template: str
+    template: str | Template
     max_tokens: int
     truncation: Truncation = field(default_factory=Truncation)
     bos_token: str | None = None
@@ -72,7 +72,7 @@ class BattleTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, settings: TokenisationSettings) -> None:
         self.settings = settings
-        self.template = template_named(settings.template)
+        self.template = template_of(settings.template)
         self._window = Window(tokenizer)
         self._prefix = self._special(tokenizer, "bos", settings.bos_token, self.template.add_bos)
         self._suffix = self._special(tokenizer, "eos", settings.eos_token, self.template.add_eos)
@@ -221,8 +221,9 @@ class BattleTokenizer:
     def _spread(self, texts: Mapping[str, str]) -> TokenisedBattle:
         parts: list[npt.NDArray[np.int32]] = []
         dropped = []
-        for piece in self.template.pieces:
-            text = piece.literal + texts[piece.field]
+        pieces = self.template.pieces
+        for piece in pieces:
+            text = piece.literal + texts[piece.field] + (self.template.ending if piece is pieces[-1] else "")
             room = self.settings.truncation.budget(piece.field, self.settings.max_tokens) - self._specials
             encoded = self._window.prefix(text, room)
             parts += [self._prefix, encoded.ids[:room], self._suffix]
@@ -248,7 +249,7 @@ class BattleTokenizer:
         number = None if token is None else tokenizer.token_to_id(token)
         if number is None:
             raise ArtefactError(
-                f"The template `{self.template.name}` needs a {kind} token; the tokenizer has no `{token}`",
+                f"The template needs a {kind} token; the tokenizer has no `{token}`",
                 hint="Choose the template the checkpoint was trained with.",
             )
         return np.array([number], dtype=np.int32)

@@ -6,27 +6,40 @@ from pathlib import Path
 from typing import Any
 
 from preference_core.artefacts.git_lfs import pull_hint
+from preference_core.battles.template import template_of
 from preference_core.battles.tokenisation import TokenisationSettings
 from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
 
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+
 
 def settings_of_checkpoint(checkpoint: Path, member: Member) -> TokenisationSettings:
-    """The settings of `member` with the special tokens that its checkpoint's `tokenizer_config.json` names."""
-    path = checkpoint / "tokenizer_config.json"
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"`{path}` cannot be read: {error}", pull_hint(path)) from error
-    if not isinstance(table, Mapping):
-        raise ArtefactError(f"`{path}` holds {type(table).__name__}, expected an object")
+    """The settings of `member` with the special tokens that its checkpoint's tokenizer names."""
+    table = tokenizer_table(checkpoint)
     return TokenisationSettings(
-        template=member.template,
+        template=template_of(member.template),
         max_tokens=member.max_tokens,
         truncation=member.truncation,
         bos_token=_token_text(table.get("bos_token")),
         eos_token=_token_text(table.get("eos_token")),
     )
+
+
+def tokenizer_table(checkpoint: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says, and the older `special_tokens_map.json` where that is silent."""
+    older = checkpoint / "special_tokens_map.json"
+    return {**(_table(older) if older.exists() else {}), **_table(checkpoint / TOKENIZER_SETTINGS)}
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"`{path}` cannot be read: {error}", pull_hint(path)) from error
+    if not isinstance(table, dict):
+        raise ArtefactError(f"`{path}` holds {type(table).__name__}, expected an object")
+    return table
 
 
 def _token_text(value: Any) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
-from preference_core.battles.template import template_named
+from preference_core.battles.template import Template, template_of
 from preference_core.battles.truncation import Truncation
 from preference_core.ensemble.combination import Combination, Combine
 from preference_core.ensemble.folders import Folders
@@ -86,13 +86,17 @@ class Member:
     `head_labels` are the names that the checkpoint's head uses for `labels`, in the same order; without them, what the
     head names must be `labels` themselves (or nothing: `LABEL_0`, `LABEL_1`, ...).
 
+    `template` is the name of a preset or a table; `special_tokens = "template"` says that training put round a text
+    what the template does, although the base's tokenizer does otherwise.
+
     A member of the kind `length_buckets` is the length baseline: `base` is the folder of fitted buckets, and whatever
     concerns text, weights and precision has no meaning.
     """
 
     name: str
     base: str
-    template: str = ""
+    template: str | Template = ""
+    special_tokens: Literal["template"] | None = None
     max_tokens: int = 0
     adapter: str | tuple[str, ...] | None = None
     revision: str | None = None
@@ -150,7 +154,7 @@ class Member:
     def _check_classifier(self) -> None:
         if not self.template:
             raise ConfigError("`template` is missing")
-        template_named(self.template)
+        template_of(self.template)
         at_least("max_tokens", self.max_tokens, 16)
         if self.adapter == ():
             raise ConfigError("`adapter` is an empty list", hint="Leave it out where the base brings its own head.")

@@ -19,6 +19,8 @@ INPUT_PATTERNS = (
     "config.json",
     "adapter_config.json",
     "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     LENGTHS_FILE,
 )
 

@@ -1,20 +1,132 @@
-"""Whether the tokenizer that was saved with an adapter is that of its base: exported is the base's.
+"""Whether texts become the ids that the owner's training gave them.
 
-Only what decides ids is compared. Padding, truncation and special tokens around a text are decided by this project.
+The tokenizer saved with an adapter must be that of its base, and what is exported must read like Transformers'
+`AutoTokenizer`: every special and added token, and the special tokens round a text. Padding and truncation are decided
+by this project.
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from preference_core.artefacts.manifest import sha256_of
-from preference_core.battles.tokenisation import TOKENIZER_FILE, read_tokenizer
+from preference_core.battles.tokenisation import TOKENIZER_FILE, TokenisationSettings, read_tokenizer
+from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS
+from preference_core.ensemble.settings import Member
+from preference_core.ensemble.special_tokens import Around, check_special_tokens, voices_of
 from preference_core.errors import ArtefactError
 from preference_export.checkpoint.files import Checkpoint
 from preference_export.checkpoint.source import Source
 
 #: Parts of `tokenizer.json` from which the ids of a text follow.
 DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+
+#: Characters that normalisers and pre-tokenisers treat in their own ways.
+PROBE = " Two  spaces,\ttabs\n\n\nlines; don't, 12345, É e\u0301 ﬁ ½ 日本語 🚀 \u00a0<|x|> "
+
+CLASS_HINT = (
+    f"Correct `tokenizer_class` in its {TOKENIZER_SETTINGS}; `PreTrainedTokenizerFast` takes {TOKENIZER_FILE} as it is."
+)
+
+
+def tokenizer_of(source: Source) -> Checkpoint:
+    """Whose tokenizer is exported: the first adapter's that carries one, else the base's."""
+    whole = (a for a in source.adapters if all((a.folder / n).is_file() for n in (TOKENIZER_FILE, TOKENIZER_SETTINGS)))
+    return next(whole, source.base)
+
+
+def check_reading(member: Member, source: Source, settings: TokenisationSettings) -> None:
+    """Raises `ArtefactError` where the tokenizer of training would have read a text otherwise than the exported one.
+
+    The tokenizers of training are those saved with the adapters; where there are none, it is the base's.
+    """
+    check_tokenizers(source)
+    adapters = [adapter for adapter in source.adapters if (adapter.folder / TOKENIZER_FILE).is_file()]
+    for checkpoint in adapters or [source.base]:
+        voices = voices_of(checkpoint.folder, settings)
+        if (checkpoint.folder / TOKENIZER_SETTINGS).is_file():
+            auto = auto_tokenizer(checkpoint)
+            check_same_ids(checkpoint, auto, [PROBE, *_spelled(checkpoint, auto)])
+            _check_tokens(checkpoint, auto, settings)
+            voices["`AutoTokenizer`"] = _around(auto)
+        check_special_tokens(member, checkpoint.origin, settings, voices, own=bool(adapters))
+
+
+def auto_tokenizer(checkpoint: Checkpoint) -> Any:
+    """What Transformers makes of a checkpoint's tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of many kinds
+        raise ArtefactError(
+            f"Transformers cannot load the tokenizer of `{checkpoint.origin}`: {error}",
+            hint=CLASS_HINT,
+        ) from error
+
+
+def check_same_ids(checkpoint: Checkpoint, auto: Any, texts: Iterable[str]) -> None:
+    """Raises `ArtefactError` naming the first text that `tokenizer.json` reads otherwise than `AutoTokenizer`."""
+    own = read_tokenizer(checkpoint.folder / TOKENIZER_FILE)
+    own.no_padding()
+    own.no_truncation()
+    for text in texts:
+        ours, theirs = own.encode(text, add_special_tokens=False).ids, _ids(checkpoint, auto, text)
+        if ours == theirs:
+            continue
+        first = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        raise ArtefactError(
+            f"Transformers reads texts otherwise than {TOKENIZER_FILE} of `{checkpoint.origin}`: of {shown!r}, "
+            f"`{type(auto).__name__}` makes {_tokens(auto, theirs[first:])} where {TOKENIZER_FILE} makes "
+            f"{_tokens(auto, ours[first:])}",
+            hint="If training used Transformers as it is installed here, save the tokenizer again with "
+            "`AutoTokenizer.from_pretrained(...).save_pretrained(...)`. If it used "
+            f'{TOKENIZER_FILE} as it is, write `"tokenizer_class": "PreTrainedTokenizerFast"` into '
+            f"{TOKENIZER_SETTINGS}, and remove `split_special_tokens` and tokens that {TOKENIZER_FILE} lacks.",
+        )
+
+
+def _ids(checkpoint: Checkpoint, auto: Any, text: str) -> list[int]:
+    try:
+        return list(auto.encode(text, add_special_tokens=False))
+    except Exception as error:  # of many kinds
+        raise ArtefactError(
+            f"Transformers makes a `{type(auto).__name__}` of the tokenizer of `{checkpoint.origin}`, which reads "
+            f"nothing: {error}",
+            hint=CLASS_HINT,
+        ) from error
+
+
+def _around(auto: Any) -> Around:
+    encoding = auto("a", return_special_tokens_mask=True)
+    mask = encoding["special_tokens_mask"]
+    tokens = auto.convert_ids_to_tokens(encoding["input_ids"])
+    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+    return Around(tuple(tokens[:first]), tuple(tokens[last:]))
+
+
+def _check_tokens(checkpoint: Checkpoint, auto: Any, settings: TokenisationSettings) -> None:
+    """The files of a checkpoint may name several beginnings or ends; `AutoTokenizer` chooses one."""
+    for kind in ("bos_token", "eos_token"):
+        ours, theirs = getattr(settings, kind), getattr(auto, kind)
+        if ours != theirs:
+            raise ArtefactError(
+                f"`{kind}` of `{checkpoint.origin}` is `{ours}` by its files, and `{theirs}` by `AutoTokenizer`",
+                hint=f"Correct {TOKENIZER_SETTINGS}, special_tokens_map.json or those of the base, whichever is wrong.",
+            )
+
+
+def _spelled(checkpoint: Checkpoint, auto: Any) -> list[str]:
+    """Texts that spell every added and special token that one of both knows."""
+    added = json.loads((checkpoint.folder / TOKENIZER_FILE).read_text(encoding="utf-8")).get("added_tokens") or []
+    tokens = {*auto.get_added_vocab(), *auto.all_special_tokens, *(entry["content"] for entry in added)}
+    return [f"before {token} after{token}next" for token in sorted(tokens)]
+
+
+def _tokens(auto: Any, ids: Sequence[int]) -> str:
+    return " ".join(f"{number} `{auto.convert_ids_to_tokens(number)}`" for number in ids[:3]) or "nothing"
 
 
 def check_tokenizers(source: Source) -> None:

@@ -28,7 +28,7 @@ from preference_export.checkpoint.head_labels import check_head
 from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
 from preference_export.checkpoint.source import Source, input_hashes, origins_of
-from preference_export.checkpoint.tokenizer_check import check_ids, check_tokenizers
+from preference_export.checkpoint.tokenizer_check import check_ids, check_reading, tokenizer_of
 from preference_export.graph.casts import ParameterSpec, written_specs
 from preference_export.graph.external_data import check_external_data
 from preference_export.graph.length_buckets import write_onnx
@@ -83,7 +83,6 @@ def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
     adapters = [read_adapter(adapter.folder, modules) for adapter in source.adapters]
     for adapter in adapters:
         check_named_base(adapter, member)
-    check_tokenizers(source)
     check_ids(source.base.folder, architecture.vocabulary)
     check_head(member, published, [adapter.folder for adapter in source.adapters], config.labels)
     weights = MergedWeights(base, adapters, checkpoint_shapes(model))
@@ -95,7 +94,7 @@ def settings_of(config: Config, member: Member) -> dict[str, Any]:
     """The part of the configuration that decides the content of an exported member."""
     if member.kind == "length_buckets":
         return {"labels": list(config.labels), "kind": member.kind}
-    keys = ("template", "max_tokens", "truncation", "base_rounding")
+    keys = ("template", "special_tokens", "max_tokens", "truncation", "base_rounding")
     values = {key: plain(getattr(member, key)) for key in keys}
     return {"labels": list(config.labels), "recipe": recipe_of(member).described, **values}
 
@@ -120,9 +119,11 @@ def export_member(
         return True
     opened = open_member(config, member, source)
     started(opened.bytes)
-    tokenisation = settings_of_checkpoint(source.base.folder, member)
+    tokenizer = tokenizer_of(source).folder
+    tokenisation = settings_of_checkpoint(tokenizer, member)
+    check_reading(member, source, tokenisation)
     with replaced(config.folders.exported(member.name)) as folder:
-        write_tokenisation(folder, source.base.folder, tokenisation)
+        write_tokenisation(folder, tokenizer, tokenisation)
         hashes = export_onnx(folder, opened.architecture, opened.weights, opened.labels, opened.recipe, report, ranges)
         details = {"architecture": opened.architecture.model_type, WEIGHT_BYTES: opened.bytes, **origins_of(source)}
         write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)

@@ -27,6 +27,7 @@ from preference_core.errors import ArtefactError, ConfigError, UserError
 from preference_export.artefacts.folders import remove_remains, replaced
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.source import Source, input_hashes
+from preference_export.checkpoint.tokenizer_check import tokenizer_of
 from preference_export.graph.quantise import DECODER
 from preference_export.graph.ranges import KIND, RANGES_FILE, calibration_settings
 from preference_export.original.sample import Sample, read_sample
@@ -88,7 +89,8 @@ def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int
 def tokenised(member: Member, source: Source, sample: Sample) -> list[npt.NDArray[np.int32]]:
     """Token ids of the sample's battles, each with its responses in both orders."""
     with tempfile.TemporaryDirectory() as folder:
-        write_tokenisation(Path(folder), source.base.folder, settings_of_checkpoint(source.base.folder, member))
+        checkpoint = tokenizer_of(source).folder
+        write_tokenisation(Path(folder), checkpoint, settings_of_checkpoint(checkpoint, member))
         tokenizer = BattleTokenizer.from_folder(Path(folder))
     battles = [*sample.battles, *(battle.swapped() for battle in sample.battles)]
     return [battle.ids for battle in tokenizer.encode_batch(battles)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from preference_core.battles.battle import Battle
+from preference_core.battles.template import template_of
 from preference_core.battles.tokenisation import (
     SETTINGS_FILE,
     TOKENIZER_FILE,
@@ -106,7 +107,7 @@ def _tokenizer_of(config: Config, member: Member) -> BattleTokenizer | None:
     exported = config.folders.exported(member.name)
     if (exported / SETTINGS_FILE).is_file():
         found = BattleTokenizer.from_folder(exported)
-        expected = member.template, member.max_tokens, member.truncation
+        expected = template_of(member.template), member.max_tokens, member.truncation
         if (found.settings.template, found.settings.max_tokens, found.settings.truncation) == expected:
             return found
     base = _base_folder(member)

@@ -32,7 +32,7 @@ def adapter_stage(config: Config, member: Member) -> Stage:
         "code": FIT_VERSION,
         "base": {"name": member.base, "content": base},
         "labels": list(config.labels),
-        "reading": [member.template, member.max_tokens, plain(member.truncation)],
+        "reading": [plain(member.template), member.max_tokens, plain(member.truncation)],
         "recipe": plain(recipe_of(member)),
         "battles": {part: content_of(Path(file)) for part, file in files.items() if file},
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preference_core.battles.battle import battle_from_turns
-from preference_core.battles.template import template_named
+from preference_core.battles.template import Template, template_of
 from preference_core.ensemble.settings import LABELS_THREE_WAY, Config, Member
 from preference_core.errors import ConfigError, nearest
 from preference_core.structure import plain, structure
@@ -22,7 +22,7 @@ from preference_training.synthetic.write import write_battles
 
 #: Raise these when the code that makes the folders changes what it makes.
 BATTLES_VERSION = 1
-BASES_VERSION = 1
+BASES_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def base_stage(config: Config, member: Member, base: TinyBase, counts: BattleCou
     made_from = {
         "code": [BATTLES_VERSION, BASES_VERSION],
         "base": plain(base),
-        "template": member.template,
+        "template": plain(member.template),
         "text": {"count": counts.train, "seed": counts.seed},
     }
     return Stage(folder, "base", made_from, packages=("tokenizers", "torch", "transformers"))
@@ -134,10 +134,10 @@ def make_base(folder: Path, member: Member, base: TinyBase, counts: BattleCounts
     return write_base(folder, base, rendered(generate(counts.train, counts.seed, "train"), member.template))
 
 
-def rendered(battles: Iterator[GeneratedBattle], template: str) -> Iterator[str]:
+def rendered(battles: Iterator[GeneratedBattle], template: str | Template) -> Iterator[str]:
     """The text of each battle in a template, without special tokens."""
     for battle in battles:
         prompt, response_a, response_b = (
             [turn or "" for turn in turns] for turns in (battle.prompt, battle.response_a, battle.response_b)
         )
-        yield template_named(template).render(battle_from_turns(prompt, response_a, response_b))
+        yield template_of(template).render(battle_from_turns(prompt, response_a, response_b))

@@ -115,7 +115,7 @@ def _gemma(texts: Iterable[str], vocabulary_size: int) -> TinyTokenizer:
     )
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in GEMMA_RUNS])
     settings = _settings("GemmaTokenizer", bos="<bos>", eos="<eos>", pad="<pad>", unk="<unk>")
-    return TinyTokenizer(tokenizer, {**settings, "add_bos_token": True, "add_eos_token": True})
+    return TinyTokenizer(tokenizer, {**settings, "add_bos_token": True, "add_eos_token": False})
 
 
 def _llama(texts: Iterable[str], vocabulary_size: int) -> TinyTokenizer:
