@@ -14,17 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from configurations import classifier_member, configuration
 
 from preference_core.artefacts.manifest import write_manifest
 
-CONFIG = """
-name = "small"
-[[member]]
-name = "doubled"
-base = "bases/doubled"
-template = "gemma"
-max_tokens = 64
-"""
+CONFIG = configuration(classifier_member("doubled", template="gemma", max_tokens=64))
 COMMAND = [sys.executable, "-c", "from preference_embedded.app import app; app(prog_name='preference-serve')"]
 
 

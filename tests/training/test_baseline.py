@@ -1,11 +1,12 @@
 """The length baseline: what it fits, what it refuses, and that it beats the class prior on real battles."""
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from battle_files import write_judged
+from configurations import classifier_member, configuration, length_buckets_member
 from typer.testing import CliRunner
 
 from preference_core.battles.battle import Battle
@@ -23,16 +24,7 @@ from preference_training.battles.baseline import (
 from preference_training.battles.rows import read_labelled
 from preference_training.evaluation.predictions import read_predictions
 
-CONFIG = """
-name = "small"
-[[member]]
-name = "gemma"
-base = "bases/gemma"
-template = "gemma"
-max_tokens = 96
-[data]
-train = "train.csv"
-"""
+CONFIG = configuration(classifier_member("gemma"), data={"train": "train.csv"})
 
 
 @pytest.fixture
@@ -42,14 +34,12 @@ def config(tmp_path, monkeypatch):
     Path("build").mkdir()
     Path("small.toml").write_text(CONFIG)
     random = np.random.default_rng(1)
-    with Path("train.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", "prompt", "response_a", "response_b", *LABELS_THREE_WAY])
-        for number in range(600):
-            a, b = random.integers(1, 200, size=2)
-            lead = 1 / (1 + np.exp(-(a - b) / 40))
-            label = random.choice(3, p=[0.8 * lead, 0.8 * (1 - lead), 0.2])
-            rows.writerow([number, "why?", "a" * a, "b" * b, *(int(label == n) for n in range(3))])
+    battles = []
+    for number in range(600):
+        a, b = random.integers(1, 200, size=2)
+        lead = 1 / (1 + np.exp(-(a - b) / 40))
+        battles.append((number, "why?", "a" * a, "b" * b, random.choice(3, p=[0.8 * lead, 0.8 * (1 - lead), 0.2])))
+    write_judged("train.csv", battles)
     return Path("small.toml")
 
 
@@ -158,18 +148,11 @@ def test_on_real_battles_it_beats_the_class_prior_by_more_than_noise(real_battle
     assert score.log_loss.high < score.class_prior
 
 
-MEMBER = """
-name = "small"
-[[member]]
-name = "length"
-kind = "length_buckets"
-base = "build/small/baseline"
-[training.baseline]
-buckets = 8
-[data]
-train = "train.csv"
-validation = "train.csv"
-"""
+MEMBER = configuration(
+    length_buckets_member("build/small/baseline"),
+    training={"baseline": {"buckets": 8}},
+    data={"train": "train.csv", "validation": "train.csv"},
+)
 
 
 def test_a_member_of_length_buckets_is_fitted_as_the_configuration_says_and_predicts(config):

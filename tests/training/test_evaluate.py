@@ -1,6 +1,5 @@
 """What `preference-train evaluate` measures, from files made by hand."""
 
-import csv
 import io
 import json
 import random
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from battle_files import write_csv, write_predictions
+from configurations import classifier_member, configuration
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -24,39 +25,10 @@ from preference_training.statistics.calibration_error import calibration_estimat
 from preference_training.statistics.intervals import Bootstrap
 from preference_training.terminal import progress_bars
 
-CONFIG = """
-name = "small"
-[[member]]
-name = "gemma"
-base = "bases/gemma"
-template = "gemma"
-max_tokens = 96
-[[member]]
-name = "llama"
-base = "bases/llama"
-template = "llama"
-max_tokens = 96
-[data]
-train = "test.csv"
-test = "test.csv"
-"""
+CONFIG = configuration(
+    classifier_member("gemma"), classifier_member("llama"), data={"train": "test.csv", "test": "test.csv"}
+)
 BATTLES = 240
-
-
-def write_csv(path, header, rows):
-    with Path(path).open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def write_predictions(path, members, dropped=None, ensemble=None):
-    header = ["id", *LABELS_THREE_WAY, *(f"{name}_{label}" for name in members for label in LABELS_THREE_WAY)]
-    ensemble = np.mean(list(members.values()), axis=0) if ensemble is None else ensemble
-    columns = [np.concatenate([ensemble, *members.values()], axis=1)]
-    if dropped is not None:
-        header += [f"{name}_dropped_tokens" for name in members]
-        columns.append(np.stack([dropped] * len(members), axis=1).astype(int).astype(object))
-    rows = np.concatenate([values.astype(object) for values in columns], axis=1).tolist()
-    write_csv(path, header, [[number, *row] for number, row in enumerate(rows)])
 
 
 def judge(seed):
@@ -79,7 +51,9 @@ def targets(tmp_path, monkeypatch):
         language = ("English", "Polish", "<b>Klingon</b>")[number % 3]
         rows.append([number, *texts, *(int(target == label) for label in range(3)), language])
     write_csv("test.csv", ["id", "prompt", "response_a", "response_b", *LABELS_THREE_WAY, "language"], rows)
-    write_predictions("build/small/predictions.csv", {"gemma": judge(1), "llama": judge(2)}, np.arange(BATTLES) % 4)
+    write_predictions(
+        "build/small/predictions.csv", {"gemma": judge(1), "llama": judge(2)}, dropped=np.arange(BATTLES) % 4
+    )
     return targets
 
 

@@ -3,22 +3,16 @@
 from pathlib import Path
 
 import pytest
+from configurations import configuration, length_buckets_member
 
 from preference_training.synthetic.battles import generate
 from preference_training.synthetic.write import write_battles
 
-LENGTH = """
-name = "some"
-labels = ["winner_model_a", "winner_model_b", "winner_tie"]
-[[member]]
-name = "length"
-kind = "length_buckets"
-base = "build/some/baseline"
-[data]
-train = "battles.csv"
-validation = "battles.csv"
-test = "battles.csv"
-"""
+LENGTH = configuration(
+    length_buckets_member("build/some/baseline"),
+    name="some",
+    data={part: "battles.csv" for part in ("train", "validation", "test")},
+)
 SPLIT = """
 [training.split]
 source = "everything.csv"

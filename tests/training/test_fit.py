@@ -1,12 +1,12 @@
 """Fitting: it learns, pools the right token, and saves an adapter that Transformers and PEFT load."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from battle_files import write_csv
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -31,13 +31,8 @@ def silent(step, steps, values):
 def write_toy(path, count):
     """Battles whose winner says yes, whichever side it is on; two no tie."""
     answers = [("yes, it is", "no, never", 0), ("no, never", "yes, it is", 1), ("no, never", "no, never", 2)]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for index in range(count):
-            first, second, label = answers[index % 3]
-            one_hot = [int(label == column) for column in range(3)]
-            writer.writerow([index, "a", "b", f"Is it number {index}?", first, second, *one_hot])
+    rows = ((index, "a", "b", f"Is it number {index}?", *answers[index % 3]) for index in range(count))
+    write_csv(path, COLUMNS, ([*row, *(int(label == column) for column in range(3))] for *row, label in rows))
 
 
 def test_it_learns_what_can_be_learned(generated, tmp_path):

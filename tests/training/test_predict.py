@@ -1,12 +1,13 @@
 """Predictions of tiny Hugging Face models: what they equal, and which weights are refused."""
 
-import csv
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from battle_files import write_battles
+from configurations import classifier_member, configuration
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification
@@ -28,28 +29,22 @@ from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import recipe_of
 from preference_training.synthetic.tiny import TinyBase, write_base
 
-MEMBER = """
-[[member]]
-name = "{name}"
-base = "build/small/bases/{name}"
-adapter = "build/small/adapters/{name}"
-template = "{name}"
-special_tokens = "template"
-max_tokens = 24
-[member.training]
-rank = 4
-"""
-CONFIG = (
-    'name = "small"\n'
-    + MEMBER.format(name="gemma")
-    + MEMBER.format(name="llama")
-    + """
-[combine]
-weights = { gemma = 0.25, llama = 0.75 }
-fixed = { identical_responses = { winner_tie = 1.0 } }
-[data]
-validation = "validation.csv"
-"""
+MEMBERS = [
+    classifier_member(
+        name,
+        base=f"build/small/bases/{name}",
+        adapter=f"build/small/adapters/{name}",
+        special_tokens="template",
+        max_tokens=24,
+        training={"rank": 4},
+    )
+    for name in ("gemma", "llama")
+]
+DATA = {"validation": "validation.csv"}
+CONFIG = configuration(
+    *MEMBERS,
+    combine={"weights": {"gemma": 0.25, "llama": 0.75}, "fixed": {"identical_responses": {"winner_tie": 1.0}}},
+    data=DATA,
 )
 TEXTS = ["Why is the sky blue?", "Because light scatters.", "Ask someone else, please.", "It is not.", "", "Yes " * 30]
 
@@ -57,11 +52,6 @@ TEXTS = ["Why is the sky blue?", "Because light scatters.", "Ask someone else, p
 def battle_rows():
     rows = [[f"b{n}", TEXTS[n % 6], TEXTS[(n + 1) % 6], TEXTS[(n + 2 + n // 6) % 6]] for n in range(12)]
     return [*rows, ["same", "why?", "because", "because"]]
-
-
-def write_rows(path, rows):
-    with Path(path).open("w", newline="") as file:
-        csv.writer(file).writerows([["id", "prompt", "response_a", "response_b"], *rows])
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +70,7 @@ def checkpoints(tmp_path_factory):
                 if "lora_B" in name or "score" in name:
                     torch.nn.init.normal_(parameter, std=0.3)
             model.save_pretrained(str(folder / str(member.adapter)), save_embedding_layers=False)
-    write_rows(folder / "validation.csv", battle_rows())
+    write_battles(folder / "validation.csv", battle_rows())
     return folder
 
 
@@ -151,7 +141,7 @@ def test_the_file_is_the_one_that_the_client_writes(small):
 
 
 def test_swapped_predictions_are_those_of_the_exchanged_file(small):
-    write_rows("exchanged.csv", [[identity, prompt, b, a] for identity, prompt, a, b in battle_rows()])
+    write_battles("exchanged.csv", [[identity, prompt, b, a] for identity, prompt, a, b in battle_rows()])
     run("predict", "small.toml", "--battles", "exchanged.csv", "-o", "exchanged_predictions.csv")
     run("predict", "small.toml", "--swapped", "-o", "swapped_predictions.csv")
     assert Path("exchanged_predictions.csv").read_text() == Path("swapped_predictions.csv").read_text()
@@ -180,7 +170,7 @@ def test_an_adapter_without_its_head_is_refused_by_name(small):
 
 
 def test_a_head_for_other_labels_is_refused(small):
-    Path("small.toml").write_text('labels = ["model_a", "model_b"]\n' + CONFIG.replace("fixed", "# fixed"))
+    Path("small.toml").write_text(configuration(*MEMBERS, labels=["model_a", "model_b"], data=DATA))
     with pytest.raises(ArtefactError, match="has 3 labels, expected 2"):
         predicted(load_config("small.toml"))
 

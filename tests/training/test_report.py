@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from configurations import classifier_member, configuration
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -20,22 +21,14 @@ from preference_training.evaluation.report import report_of
 from preference_training.statistics.intervals import Estimate
 from preference_training.terminal.tables import evaluation_tables
 
-MEMBER = """
-[[member]]
-name = "{name}"
-base = "bases/{name}"
-template = "gemma"
-max_tokens = 96
-"""
 THREE_WAY = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
 def page_of(folder, labels=THREE_WAY, members=("gemma", "llama"), battles=60, language="<script>alert(1)</script>"):
     """The report on random predictions of random battles."""
     random = np.random.default_rng(1)
-    quoted = ", ".join(f'"{label}"' for label in labels)
     config = folder / "small.toml"
-    config.write_text(f'name = "small"\nlabels = [{quoted}]\n' + "".join(MEMBER.format(name=name) for name in members))
+    config.write_text(configuration(*(classifier_member(name, template="gemma") for name in members), labels=labels))
     targets = random.integers(len(labels), size=battles)
     lines = ["id,prompt,response_a,response_b,winner,language"]
     for number, target in enumerate(targets):

@@ -1,10 +1,11 @@
 """What truncation cost by field: wherever the tokenizer of a member is on this machine."""
 
-import csv
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from battle_files import write_judged, write_predictions
+from configurations import classifier_member, configuration
 
 from preference_core.battles.tokenisation import BattleTokenizer
 from preference_core.ensemble.loading import load_config
@@ -15,16 +16,9 @@ from preference_training.fit.encoding import tokenizer_of
 from preference_training.synthetic.tiny_tokenizer import train_tokenizer
 
 REVISION = "c5ebcd40d208330abc697524c919956e692655cf"
-CONFIG = f"""
-name = "small"
-[[member]]
-name = "gemma"
-base = "google/gemma-2-2b"
-revision = "{REVISION}"
-adapter = "checkpoints/gemma"
-template = "gemma"
-max_tokens = 48
-"""
+CONFIG = configuration(
+    classifier_member("gemma", base="google/gemma-2-2b", revision=REVISION, adapter="checkpoints/gemma", max_tokens=48)
+)
 BATTLES = [("short", "yes", "no"), ("why " * 30, "because", "no"), ("what?", "so " * 40, "it is " * 20)]
 
 
@@ -34,14 +28,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     Path("small.toml").write_text(CONFIG)
-    with Path("test.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", "prompt", "response_a", "response_b", *LABELS_THREE_WAY])
-        rows.writerows([number, *battle, 1, 0, 0] for number, battle in enumerate(BATTLES))
-    with Path("predictions.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", *LABELS_THREE_WAY, *(f"gemma_{label}" for label in LABELS_THREE_WAY)])
-        rows.writerows([number, *(0.5, 0.3, 0.2) * 2] for number in range(len(BATTLES)))
+    write_judged("test.csv", ((number, *battle, 0) for number, battle in enumerate(BATTLES)))
+    write_predictions("predictions.csv", {"gemma": [(0.5, 0.3, 0.2)] * len(BATTLES)})
     return tmp_path / "cache" / "models--google--gemma-2-2b" / "snapshots"
 
 

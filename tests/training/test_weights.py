@@ -1,14 +1,16 @@
 """How members are combined: the published rule, the least log loss, temperatures, multipliers, and the file written."""
 
-import csv
 import io
 import json
 import random
 import tomllib
 from pathlib import Path
 
+import battle_files
 import numpy as np
 import pytest
+from battle_files import write_judged
+from configurations import classifier_member, configuration
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -22,43 +24,23 @@ from preference_training.combining.rules import inverse_log_loss_weights
 from preference_training.combining.weights import fit_weights, judged_rows
 from preference_training.terminal import progress_bars
 
-CONFIG = """
-name = "small"
-[[member]]
-name = "gemma"
-base = "bases/gemma"
-template = "gemma"
-max_tokens = 96
-[[member]]
-name = "llama"
-base = "bases/llama"
-template = "llama"
-max_tokens = 96
-[combine]
-include = "weights.toml"
-[data]
-validation = "validation.csv"
-"""
+CONFIG = configuration(
+    classifier_member("gemma"),
+    classifier_member("llama"),
+    combine={"include": "weights.toml"},
+    data={"validation": "validation.csv"},
+)
 #: Log losses of the two members in the ratio that gives the published weights.
 PUBLISHED_RATIO, PUBLISHED = 1.3487167, (0.4257644179, 0.5742355821)
 
 
 def write_battles(path, targets, responses=("a", "b")):
-    with Path(path).open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", "prompt", "response_a", "response_b", *LABELS_THREE_WAY])
-        for number, target in enumerate(targets):
-            rows.writerow([f"b{number}", "why?", *responses, *(int(target == label) for label in range(3))])
+    write_judged(path, ((f"b{number}", "why?", *responses, target) for number, target in enumerate(targets)))
 
 
 def write_predictions(path, members, ensemble=None):
-    """`members` are probabilities `[n, 3]` by name."""
-    with Path(path).open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", *LABELS_THREE_WAY, *(f"{name}_{label}" for name in members for label in LABELS_THREE_WAY)])
-        ensemble = np.mean(list(members.values()), axis=0) if ensemble is None else ensemble
-        for number, values in enumerate(np.concatenate([ensemble, *members.values()], axis=1).tolist()):
-            rows.writerow([f"b{number}", *values])
+    count = len(next(iter(members.values())))
+    battle_files.write_predictions(path, members, ids=[f"b{number}" for number in range(count)], ensemble=ensemble)
 
 
 def shuffle_rows(path):
