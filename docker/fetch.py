@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from preference_core.artefacts.manifest import verify
-from preference_core.errors import ArtefactError, ConfigError, PreferenceError, SystemFailure, describe
+from preference_core.command import run_command
+from preference_core.errors import ArtefactError, ConfigError, SystemFailure
 
 CHUNK_BYTES = 2**20
 TIMEOUT_S = 60.0
@@ -72,16 +73,11 @@ def _variable(name: str) -> str:
     return os.environ[name]
 
 
-def main(folder: Path) -> int:
-    """Runs with the variables of the environment; returns the exit code."""
-    try:
-        files = fetch(_variable("REPOSITORY_URL"), _variable("REPOSITORY_SHA256"), folder)
-    except PreferenceError as error:
-        sys.stderr.write(f"{describe(error)}\n")
-        return error.exit_code
-    sys.stderr.write(f"{folder}: {files} files are what their manifest says\n")
-    return 0
+def main(arguments: list[str]) -> None:
+    """Runs with the variables of the environment."""
+    files = fetch(_variable("REPOSITORY_URL"), _variable("REPOSITORY_SHA256"), Path(arguments[0]))
+    sys.stderr.write(f"{arguments[0]}: {files} files are what their manifest says\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    run_command(main)

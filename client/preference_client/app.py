@@ -22,7 +22,8 @@ from preference_client.scorer import DEFAULT_MAX_IN_FLIGHT, DEFAULT_URL, Scorer
 from preference_client.transport import Tls
 from preference_client.writers import check_output, discard, errors_path, failure_writer, prediction_writer
 from preference_core.battles.battle import InvalidText
-from preference_core.errors import PreferenceError, SystemFailure, UserError, describe
+from preference_core.command import TRACEBACK_HELP, run_command
+from preference_core.errors import PreferenceError, SystemFailure, UserError
 
 EXIT_SOME_FAILED = 3
 EXIT_SIGNAL = 128
@@ -36,7 +37,12 @@ After 1, 2 and a stop, an older output is unchanged."""
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(epilog=EXIT_CODES)
+def main() -> None:
+    """Runs the command."""
+    run_command(app)
+
+
+@app.command(epilog=f"{EXIT_CODES}\n\n{TRACEBACK_HELP}")
 def score(
     battles: Annotated[str, typer.Argument(help="CSV, TSV, JSON Lines (or one of them gzipped), Parquet; - is stdin.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where predictions go: .csv or .parquet.")],
@@ -70,7 +76,7 @@ def score(
 
     Rows that cannot be scored are listed in a second file: `predictions.errors.csv` beside `predictions.csv`.
     """
-    with _reported_errors(output):
+    with _stopped_by_signals(output):
         check_output(output, battles)
         secure = tls or any((root_certificates, private_key, certificate_chain))
         with (
@@ -160,8 +166,8 @@ def _summarise(counts: Counts, output: Path, json_summary: bool) -> None:
 
 
 @contextmanager
-def _reported_errors(output: Path) -> Iterator[None]:
-    """Prints errors of the project's tree and exits with their code; a signal to stop ends the process with its own.
+def _stopped_by_signals(output: Path) -> Iterator[None]:
+    """A signal to stop ends the process, with the signal's exit code.
 
     It ends there and then: an exception that a handler raises is lost if it happens in a destructor, and in gRPC's
     leaves a lock held for ever. The server cancels what the closed connection asked for.
@@ -179,9 +185,6 @@ def _reported_errors(output: Path) -> Iterator[None]:
     previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
-    except PreferenceError as error:
-        sys.stderr.write(describe(error) + "\n")
-        raise typer.Exit(error.exit_code) from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -19,8 +19,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.ensemble.loading import load_config
-from preference_core.errors import PreferenceError, UserError, describe, escape_control_characters
+from preference_core.errors import UserError, escape_control_characters
 from preference_embedded.door.tls import ServerTls
 from preference_embedded.guarded import Served, door_options, server_for
 from preference_embedded.launcher import PYTHON_VARIABLE, Options
@@ -38,7 +39,12 @@ wrong; with --run that of COMMAND, 128 + N where signal N ended it."""
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(epilog=EXIT_CODES)
+def main() -> None:
+    """Runs the command."""
+    run_command(app)
+
+
+@app.command(epilog=f"{EXIT_CODES}\n\n{TRACEBACK_HELP}")
 def serve(
     config: Annotated[Path, typer.Argument(help="The ensemble's TOML file.")],
     command: Annotated[
@@ -70,7 +76,7 @@ def serve(
     Prints one line once it is ready, restarts the server should a part of it die, and stops on Ctrl-C or SIGTERM.
     With --run it serves only for COMMAND, which finds the server in the variable PREFERENCE_URL.
     """
-    with _reported_errors() as arrived:
+    with _signals() as arrived:
         if bool(command) != run:
             raise UserError("`--run` and COMMAND belong together", hint="preference-serve CONFIG --run -- COMMAND ...")
         if command and shutil.which(command[0]) is None:
@@ -171,8 +177,8 @@ class _Stopped(BaseException):
 
 
 @contextmanager
-def _reported_errors() -> Iterator[Sequence[int]]:
-    """Prints errors of the project's tree and exits with their code; makes signals to stop unwind the same way.
+def _signals() -> Iterator[Sequence[int]]:
+    """Makes signals to stop unwind as errors do.
 
     Yields the signals that have arrived, for whoever waits: an exception raised in a destructor is lost. A second
     SIGTERM, as `make` sends one beside the group's, does not cut the stopping short; a second Ctrl-C does.
@@ -187,9 +193,6 @@ def _reported_errors() -> Iterator[Sequence[int]]:
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield arrived
-    except PreferenceError as error:
-        sys.stderr.write(describe(error) + "\n")
-        raise typer.Exit(error.exit_code) from error
     except _Stopped as error:
         raise typer.Exit(0) from error
     finally:

@@ -5,19 +5,18 @@ there is something to do: torch and transformers take seconds.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from preference_core.artefacts.manifest import hashed_once
+from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.ensemble.loading import load_config
-from preference_core.errors import PreferenceError, describe
 from preference_core.structure import plain
 from preference_export.run import Run
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(epilog=TRACEBACK_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -34,12 +33,8 @@ def start(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """Entry point: a `PreferenceError` becomes two lines on stderr and its exit code."""
-    try:
-        app()
-    except PreferenceError as error:
-        typer.echo(describe(error), err=True)
-        sys.exit(error.exit_code)
+    """Runs the command."""
+    run_command(app)
 
 
 @app.command()

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor
-from typer.testing import CliRunner
 
-from preference_client.app import app
+from preference_client.app import main
 from preference_core import tensors
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -154,7 +153,7 @@ def command() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     started = []
 
     def start(*arguments: object, before: str = "", **options: Any) -> "subprocess.Popen[str]":
-        program = f"{before}\nfrom preference_client.app import app; app()"
+        program = f"{before}\nfrom preference_client.app import main; main()"
         line = [sys.executable, "-c", program, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
         started.append(subprocess.Popen(line, text=True, **pipes))
@@ -166,12 +165,27 @@ def command() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
             process.kill()
 
 
-@pytest.fixture
-def run() -> Callable[..., Any]:
-    """Runs `preference-score` to its end, in this process; the result has `exit_code`, `stdout` and `stderr`."""
+@dataclass(frozen=True)
+class Finished:
+    """What `preference-score` has printed, and how it ended."""
 
-    def finish(*arguments: object, **environment: str) -> Any:
-        return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200", **environment})
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Runs `preference-score` to its end, in this process."""
+
+    def finish(*arguments: object, **environment: str) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["preference-score", *map(str, arguments)])
+        for name, value in {"COLUMNS": "200", **environment}.items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Finished(int(ended.value.code or 0), *capsys.readouterr())
 
     return finish
 

@@ -19,7 +19,7 @@ from configurations import classifier_member, configuration
 from preference_core.artefacts.manifest import write_manifest
 
 CONFIG = configuration(classifier_member("doubled", template="gemma", max_tokens=64))
-COMMAND = [sys.executable, "-c", "from preference_embedded.app import app; app(prog_name='preference-serve')"]
+COMMAND = [sys.executable, "-c", "from preference_embedded.app import main; main()"]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ Results go to files or stdout, progress and notes to stderr. What the commands d
 need torch are imported when there is something to do for them, so that all else starts at once.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from preference_core.battles.lengths import read_buckets
+from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import Config, Member
-from preference_core.errors import PreferenceError, UserError, describe
+from preference_core.errors import UserError
 from preference_training import measure, prepare
 from preference_training.battles.baseline import baseline_stage, make_baseline
 from preference_training.files import check_input, check_training_inputs
@@ -35,18 +35,16 @@ from preference_training.synthetic.generate import (
 )
 from preference_training.terminal.messages import is_up_to_date, make_stage, notes, say
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help=__doc__, epilog=TRACEBACK_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 
 
 def main() -> None:
-    """Runs the command; an expected error is one `error:` line, at most one `hint:` line, and its exit code."""
-    try:
-        app()
-    except PreferenceError as error:
-        sys.stderr.write(describe(error) + "\n")
-        sys.exit(error.exit_code)
+    """Runs the command."""
+    run_command(app)
 
 
 @app.command("generate")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from preference_core.artefacts.contents import contents_of, read_regular
-from preference_core.errors import ArtefactError, ConfigError, PreferenceError, SystemFailure, describe
+from preference_core.command import run_command
+from preference_core.errors import ArtefactError, ConfigError, SystemFailure, UserError
 from preference_core.structure import plain, structure
 
 FILE_NAME = "manifest.json"
@@ -222,19 +223,13 @@ def _is_below(name: str, below: str) -> bool:
     return not below or name.startswith(below.rstrip("/") + "/")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Verifies the folder named in `arguments`, perhaps its kind; returns the exit code. All it says goes to stderr."""
+def main(arguments: Sequence[str]) -> None:
+    """Verifies the folder named in `arguments`, perhaps its kind. All it says goes to stderr."""
     if len(arguments) not in (1, 2):
-        sys.stderr.write("usage: python3 -m preference_core.artefacts.manifest FOLDER [KIND]\n")
-        return 2
-    try:
-        manifest = verify(Path(arguments[0]), kind=arguments[1] if len(arguments) == 2 else None)
-    except PreferenceError as error:
-        sys.stderr.write(f"{describe(error)}\n")
-        return error.exit_code
+        raise UserError("Expected `python3 -m preference_core.artefacts.manifest FOLDER [KIND]`")
+    manifest = verify(Path(arguments[0]), kind=arguments[1] if len(arguments) == 2 else None)
     sys.stderr.write(f"{arguments[0]}: {len(manifest.files)} files are what their manifest says\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)
