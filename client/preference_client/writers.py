@@ -4,7 +4,6 @@ Until then it is a hidden sibling, so that whatever ends the run, an older file 
 """
 
 import csv
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preference_client.rows import Failure, Prediction
-from preference_core.errors import SystemFailure, UserError, escape_control_characters
+from preference_core.artefacts.replacement import replaced_file, unfinished
+from preference_core.errors import UserError, escape_control_characters
 
 ERROR_COLUMNS = ("row", "id", "error")
 
@@ -56,40 +56,10 @@ def batch_of(predictions: Sequence[Prediction], schema: Any) -> Any:
     return pa.record_batch(columns[: len(schema)], schema=schema)
 
 
-def unfinished(path: Path) -> Path:
-    """The hidden sibling that this process writes before it takes the place of `path`."""
-    path = path.resolve()
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
 def discard(output: Path) -> None:
     """Removes what an unfinished run of this process has written for `output`."""
     for path in (output, errors_path(output)):
         unfinished(path).unlink(missing_ok=True)
-
-
-@contextmanager
-def replacement(path: Path) -> Iterator[Path]:
-    """Yields the name of a hidden sibling to be written; at the end it takes the place of `path`.
-
-    If nothing was written there, `path` is removed; after an exception it stays as it was. `SystemFailure` if the file
-    system fails.
-    """
-    path, part = path.resolve(), unfinished(path)
-    try:
-        yield part
-        if part.exists():
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise SystemFailure(
-            f"`{path}` cannot be written: {error}", hint="What was there before is unchanged."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -103,7 +73,7 @@ def prediction_writer(
     schema = schema_of(labels, members, submission)
     sink = _SINKS[path.suffix.lower()]
     waiting: list[Prediction] = []
-    with replacement(path) as part, sink.opened(part, schema) as write_batch:
+    with replaced_file(path) as part, sink.opened(part, schema) as write_batch:
 
         def flush() -> None:
             if waiting:
@@ -122,7 +92,7 @@ def prediction_writer(
 @contextmanager
 def failure_writer(path: Path) -> Iterator[Callable[[Failure], None]]:
     """Yields a function that adds one failure to the CSV file `path`. Without a failure, no file remains there."""
-    with replacement(path) as part, ExitStack() as stack:
+    with replaced_file(path) as part, ExitStack() as stack:
         rows: list[Any] = []
 
         def write(failure: Failure) -> None:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from preference_core.artefacts.manifest import read_manifest
+from preference_core.artefacts.replacement import replaced_folder
 from preference_core.ensemble.settings import Member
 from preference_core.errors import escape_control_characters
-from preference_export.artefacts.folders import replaced
 from preference_export.checkpoint.allocation import freed_memory_kept
 from preference_export.checkpoint.source import Source, source_of
 from preference_export.checkpoint.write import write_checkpoint
@@ -36,7 +36,7 @@ def merge_members(run: Run) -> None:
         with (
             freed_memory_kept(),
             byte_progress(f"merge {member.name}") as (started, report),
-            replaced(target) as folder,
+            replaced_folder(target) as folder,
         ):
             started(opened.merged_bytes)
             write_checkpoint(folder, source.base.folder, opened.weights, run.config.labels, opened.recipe.dtype, report)

@@ -1,7 +1,7 @@
 """Calibration measures what the original model's layers read, once, and is asked for by those who need it."""
 
 import shutil
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
@@ -35,13 +35,18 @@ def test_a_calibration_counts_where_modelopt_is_not_installed_and_not_with_anoth
     project.edit("max_tokens = 48", 'max_tokens = 48\nprecision = "fp8"')
     project.run("calibrate")
 
+    def another(package):
+        return "another" if package == "nvidia-modelopt" else version(package)
+
     def absent(package):
-        raise PackageNotFoundError(package)
+        if package == "nvidia-modelopt":
+            raise PackageNotFoundError(package)
+        return version(package)
 
     with monkeypatch.context() as patch:
-        patch.setattr("preference_export.original.calibration.version", absent)
+        patch.setattr("preference_core.artefacts.artefact.version", absent)
         assert project.run("calibrate")["results"][0]["changed"] is False
-    monkeypatch.setattr("preference_export.original.calibration.version", lambda package: "another")
+    monkeypatch.setattr("preference_core.artefacts.artefact.version", another)
     assert project.run("calibrate")["results"][0]["changed"] is True
 
 

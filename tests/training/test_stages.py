@@ -2,13 +2,14 @@
 
 import pytest
 
+from preference_core.artefacts.artefact import versions_of
 from preference_core.artefacts.manifest import read_manifest
 from preference_core.errors import UserError
 from preference_training.stages import Stage, content_of
 
 
 def stage(folder, **made_from):
-    return Stage(folder / "thing", "thing", made_from, packages=("numpy",))
+    return Stage(folder / "thing", "thing", made_from, versions_of("numpy"))
 
 
 def write(text):

@@ -1,1 +1,1 @@
-"""What a folder on disk holds, and the manifest that says what it was made from."""
+"""What an artefact is: files and folders that appear whole or not at all, and that say what they were made from."""

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from preference_core.artefacts.contents import contents_of, read_regular
+from preference_core.artefacts.replacement import replaced_file
 from preference_core.command import run_command
-from preference_core.errors import ArtefactError, ConfigError, SystemFailure, UserError
+from preference_core.errors import ArtefactError, ConfigError, UserError
 from preference_core.structure import plain, structure
 
 FILE_NAME = "manifest.json"
@@ -129,15 +130,10 @@ def write_manifest(
         name = path.relative_to(folder).as_posix()
         files[name] = FileRecord(bytes=path.stat().st_size, sha256=known.get(name) or sha256_of(path))
     empty = tuple(path.relative_to(folder).as_posix() for path in contents_of(folder).empty_folders)
-    manifest = Manifest(kind, files, made_from or {}, versions or {}, parity or {}, details or {}, empty_folders=empty)
-    temporary = folder / PART_NAME
-    try:
-        temporary.write_text(json.dumps(plain(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / FILE_NAME)
-    except OSError as error:
-        raise SystemFailure(f"`{folder / FILE_NAME}` cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    made, by, measured, more = (plain(part or {}) for part in (made_from, versions, parity, details))
+    manifest = Manifest(kind, files, made, by, measured, more, empty_folders=empty)
+    with replaced_file(folder / FILE_NAME, folder / PART_NAME) as part:
+        part.write_text(json.dumps(plain(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -147,9 +143,9 @@ def amend_manifest(
     *,
     parity: Mapping[str, Any] | None = None,
     details: Mapping[str, Any] | None = None,
-) -> None:
+) -> Manifest:
     """Writes `manifest` of `folder` again, with another `parity` or other `details`. Its files are not hashed again."""
-    write_manifest(
+    return write_manifest(
         folder,
         manifest.kind,
         made_from=manifest.made_from,

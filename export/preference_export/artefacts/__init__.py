@@ -1,1 +1,1 @@
-"""What an artefact of the exporter is made by, which files it consists of, and how its folder appears."""
+"""What an artefact of the exporter is made by, and which files it consists of."""

@@ -1,11 +1,11 @@
 """What takes part in making an artefact's bytes, and in judging them: packages, and this project's own source."""
 
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import preference_core
 import preference_export
+from preference_core.artefacts.artefact import versions_of
 from preference_core.artefacts.manifest import fingerprint, sha256_of
 
 PACKAGES = ("onnx-ir", "onnxscript", "peft", "safetensors", "torch", "transformers")
@@ -15,7 +15,7 @@ def versions() -> dict[str, str]:
     """Versions by package; this one's own includes a hash of its source and of the contract's."""
     return {
         "preference-export": f"{preference_export.__version__}+{_source_hash()}",
-        **{name: version(name) for name in PACKAGES},
+        **versions_of(*PACKAGES),
     }
 
 

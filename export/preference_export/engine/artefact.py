@@ -3,15 +3,14 @@
 `build/NAME/engines/MEMBER` holds `model.plan` with a manifest of its own; TensorRT's timing cache lies beside.
 """
 
-from pathlib import Path
 from typing import Any
 
-from preference_core.artefacts.manifest import Manifest, read_manifest, verify, write_manifest
+from preference_core.artefacts.artefact import Artefact
+from preference_core.artefacts.manifest import Manifest, verify
 from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError
 from preference_core.progress import StepDone
 from preference_core.structure import plain
-from preference_export.artefacts.folders import remove_remains, replaced
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
 from preference_export.artefacts.versions import versions
 from preference_export.engine.build import build_engine, gpu_architecture, profiles_of, tensorrt_module, use_gpu_of
@@ -27,17 +26,16 @@ def build_member_engine(config: Config, member: Member, progress: StepDone) -> b
     folder = config.folders.engine(member.name)
     made_from = _made_from(config, member, exported_member(config, member))
     use_gpu_of(member)
-    remove_remains(folder)
-    made_by = {"tensorrt": str(trt.__version__), **versions()}
-    if _is_current(folder, made_from, made_by):
+    artefact = Artefact(folder, KIND, made_from, {"tensorrt": str(trt.__version__), **versions()})
+    current = artefact.current("warnings")
+    if current is not None and current.details.get("gpu_architecture") == gpu_architecture():
         return False
     profiles = profiles_of(member.max_tokens, config.serving.max_batch_size)
-    with replaced(folder) as part:
+    with artefact.draft() as draft:
         source = config.folders.exported(member.name) / MODEL_FILE
         cache = folder.parent / TIMING_CACHE
-        warnings = build_engine(source, part / PLAN_FILE, profiles, member.build, cache, progress)
-        details = {"gpu_architecture": gpu_architecture(), "profiles": plain(profiles), "warnings": warnings}
-        write_manifest(part, KIND, made_from=made_from, versions=made_by, details=details)
+        warnings = build_engine(source, draft.folder / PLAN_FILE, profiles, member.build, cache, progress)
+        draft.details |= {"gpu_architecture": gpu_architecture(), "profiles": plain(profiles), "warnings": warnings}
     return True
 
 
@@ -59,16 +57,3 @@ def _made_from(config: Config, member: Member, exported: Manifest) -> dict[str, 
         "build": plain(member.build),
         "profiles": plain(profiles_of(member.max_tokens, config.serving.max_batch_size)),
     }
-
-
-def _is_current(folder: Path, made_from: dict[str, Any], made_by: dict[str, str]) -> bool:
-    try:
-        manifest = read_manifest(folder)
-        here = manifest.details.get("gpu_architecture") == gpu_architecture()
-        whole = here and isinstance(manifest.details.get("warnings"), list)
-        if manifest.made_from != made_from or manifest.versions != made_by or not whole:
-            return False
-        verify(folder)
-    except ArtefactError:
-        return False
-    return True

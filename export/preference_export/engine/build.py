@@ -14,6 +14,7 @@ import onnx
 import torch
 
 from preference_core import tensors
+from preference_core.artefacts.replacement import replaced_file
 from preference_core.ensemble.settings import Build, Member
 from preference_core.errors import ArtefactError, SystemFailure, UserError
 from preference_core.progress import StepDone
@@ -190,6 +191,5 @@ def _timing_cache(settings: Any, path: Path) -> Iterator[None]:
         settings.set_timing_cache(cache, ignore_mismatch=False)
     yield
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(memoryview(settings.get_timing_cache().serialize()))
-    part.replace(path)
+    with replaced_file(path) as part:
+        part.write_bytes(memoryview(settings.get_timing_cache().serialize()))

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from preference_core.artefacts.manifest import Manifest, amend_manifest, read_manifest, verify, write_manifest
+from preference_core.artefacts.artefact import Artefact
+from preference_core.artefacts.manifest import Manifest, amend_manifest, verify
 from preference_core.battles.lengths import read_buckets, write_buckets
 from preference_core.battles.tokenisation import write_tokenisation
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
@@ -19,7 +20,6 @@ from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError
 from preference_core.progress import BytesDone
 from preference_core.structure import plain
-from preference_export.artefacts.folders import remove_remains, replaced
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.adapter import check_named_base, read_adapter
@@ -109,35 +109,36 @@ def export_member(
     inputs = input_hashes(source)
     ranges, origin = ranges_of(config, member, inputs) if recipe_of(member).calibrated else (None, None)
     made_from = {"settings": settings_of(config, member), "inputs": inputs, "calibration": origin}
-    remove_remains(config.folders.exported(member.name))
-    current = _current(config.folders.exported(member.name), made_from)
+    artefact = Artefact(config.folders.exported(member.name), KIND, made_from, versions())
+    current = artefact.current(WEIGHT_BYTES)
     if current is not None:
         _note_origins(config.folders.exported(member.name), current, source)
         return False
     if member.kind == "length_buckets":
-        _write_length_buckets(config, member, source, made_from)
+        _write_length_buckets(artefact, config, source)
         return True
     opened = open_member(config, member, source)
     started(opened.bytes)
     tokenizer = tokenizer_of(source).folder
     tokenisation = settings_of_checkpoint(tokenizer, member)
     check_reading(member, source, tokenisation)
-    with replaced(config.folders.exported(member.name)) as folder:
-        write_tokenisation(folder, tokenizer, tokenisation)
-        hashes = export_onnx(folder, opened.architecture, opened.weights, opened.labels, opened.recipe, report, ranges)
-        details = {"architecture": opened.architecture.model_type, WEIGHT_BYTES: opened.bytes, **origins_of(source)}
-        write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
+    with artefact.draft() as draft:
+        write_tokenisation(draft.folder, tokenizer, tokenisation)
+        draft.known_hashes = export_onnx(
+            draft.folder, opened.architecture, opened.weights, opened.labels, opened.recipe, report, ranges
+        )
+        draft.details |= {"architecture": opened.architecture.model_type, WEIGHT_BYTES: opened.bytes}
+        draft.details |= origins_of(source)
     return True
 
 
-def _write_length_buckets(config: Config, member: Member, source: Source, made_from: Mapping[str, Any]) -> None:
+def _write_length_buckets(artefact: Artefact, config: Config, source: Source) -> None:
     buckets = read_buckets(source.base.folder, config.labels)
-    with replaced(config.folders.exported(member.name)) as folder:
-        write_buckets(folder, buckets)
-        hashes = write_onnx(folder, buckets)
+    with artefact.draft() as draft:
+        write_buckets(draft.folder, buckets)
+        draft.known_hashes = write_onnx(draft.folder, buckets)
         weight_bytes = buckets.log_probabilities().nbytes
-        details = {"architecture": member.kind, WEIGHT_BYTES: weight_bytes, **origins_of(source)}
-        write_manifest(folder, KIND, made_from=made_from, versions=versions(), details=details, known_hashes=hashes)
+        draft.details |= {"architecture": "length_buckets", WEIGHT_BYTES: weight_bytes, **origins_of(source)}
 
 
 def exported_member(config: Config, member: Member) -> Manifest:
@@ -151,16 +152,6 @@ def exported_member(config: Config, member: Member) -> Manifest:
         )
     check_external_data(folder / MODEL_FILE)
     return manifest
-
-
-def _current(folder: Path, made_from: dict[str, Any]) -> Manifest | None:
-    try:
-        manifest = read_manifest(folder)
-        if manifest.made_from != made_from or manifest.versions != versions() or WEIGHT_BYTES not in manifest.details:
-            return None
-        return verify(folder)
-    except ArtefactError:
-        return None
 
 
 def _note_origins(folder: Path, manifest: Manifest, source: Source) -> None:

@@ -9,7 +9,7 @@ import io
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 
-from preference_core.artefacts.manifest import read_manifest, sha256_of, verify, write_manifest
+from preference_core.artefacts.artefact import Artefact, versions_of
+from preference_core.artefacts.manifest import sha256_of
 from preference_core.battles.tokenisation import BattleTokenizer, write_tokenisation
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
 from preference_core.ensemble.settings import Config, Member
-from preference_core.errors import ArtefactError, ConfigError, UserError
-from preference_export.artefacts.folders import remove_remains, replaced
+from preference_core.errors import ConfigError, UserError
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.source import Source, input_hashes
 from preference_export.checkpoint.tokenizer_check import tokenizer_of
@@ -55,14 +55,14 @@ def calibrate_member(config: Config, member: Member, source: Source, reference: 
         "sample": sha256_of(sample_path),
     }
     made_by = {**_modelopt_version(), **versions()}
-    remove_remains(config.folders.calibration(member.name))
-    if _is_current(config.folders.calibration(member.name), made_from, made_by):
+    artefact = Artefact(config.folders.calibration(member.name), KIND, made_from, made_by)
+    if artefact.current() is not None:
         return False
     sequences = tokenised(member, source, read_sample(sample_path, config.labels))
     ranges = measured_ranges(reference(), sequences)
-    with replaced(config.folders.calibration(member.name)) as folder:
-        save_file({name: ranges[name].contiguous() for name in sorted(ranges)}, folder / RANGES_FILE)
-        write_manifest(folder, KIND, made_from=made_from, versions=made_by, details={"sequences": len(sequences)})
+    with artefact.draft() as draft:
+        save_file({name: ranges[name].contiguous() for name in sorted(ranges)}, draft.folder / RANGES_FILE)
+        draft.details["sequences"] = len(sequences)
     return True
 
 
@@ -129,18 +129,6 @@ def _quiet() -> Any:
 def _modelopt_version() -> dict[str, str]:
     """The installed version. Where there is none, ranges that were measured elsewhere still count."""
     try:
-        return {"nvidia-modelopt": version("nvidia-modelopt")}
+        return versions_of("nvidia-modelopt")
     except PackageNotFoundError:
         return {}
-
-
-def _is_current(folder: Path, made_from: dict[str, Any], made_by: dict[str, str]) -> bool:
-    try:
-        manifest = read_manifest(folder)
-        known = {package: manifest.versions.get(package) for package in made_by}
-        if manifest.made_from != made_from or known != made_by:
-            return False
-        verify(folder)
-    except ArtefactError:
-        return False
-    return True

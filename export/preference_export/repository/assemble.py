@@ -13,20 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from preference_core import tensors
-from preference_core.artefacts.manifest import (
-    REPOSITORY,
-    Manifest,
-    fingerprint,
-    read_manifest,
-    verify,
-    write_manifest,
-)
+from preference_core.artefacts.artefact import Artefact
+from preference_core.artefacts.manifest import REPOSITORY, Manifest, fingerprint, read_manifest, verify
+from preference_core.artefacts.replacement import end_exchange, exchange, link_or_copy
 from preference_core.battles.encoders import ENCODER_FILES
 from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError
 from preference_core.structure import plain, structure
 from preference_core.triton_model import UNCHECKED
-from preference_export.artefacts.folders import end_exchange, exchange, link_or_copy, replaced
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
 from preference_export.checkpoint.source import check_made_from
 from preference_export.engine.artefact import built_engine
@@ -95,28 +89,21 @@ def assemble(config: Config, *, allow_unchecked: bool = False, check_inputs: boo
     if current is not None and current.made_from.get("content") == content:
         return Assembled(int(current.details["version"]), changed=False)
     version = 1 + max(map(_latest_version, (config.folders.repository, config.folders.previous_repository)))
-    with replaced(config.folders.repository, keep_as=config.folders.previous_repository) as folder:
-        hashes = _write(folder, parts, version)
+    made_from = {"content": content, "members": {name: manifest.made_from for name, manifest in manifests.items()}}
+    made_by = {name: value for m in (*manifests.values(), *engines.values()) for name, value in m.versions.items()}
+    artefact = Artefact(config.folders.repository, REPOSITORY, made_from, made_by)
+    with artefact.draft(keep_as=config.folders.previous_repository, parity=parity) as draft:
+        draft.known_hashes = _write(draft.folder, parts, version)
         for ensemble in (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC):
-            (folder / ensemble / str(version)).mkdir()
-        write_manifest(
-            folder,
-            REPOSITORY,
-            made_from={"content": content, "members": {name: plain(m.made_from) for name, m in manifests.items()}},
-            versions={
-                name: value for m in (*manifests.values(), *engines.values()) for name, value in m.versions.items()
-            },
-            parity=parity,
-            details={
-                "ensemble": config.name,
-                "version": version,
-                "labels": list(config.labels),
-                "members": [member.name for member in config.members],
-                "engines": {name: engine.details for name, engine in engines.items()},
-                UNCHECKED: unchecked,
-            },
-            known_hashes=hashes,
-        )
+            (draft.folder / ensemble / str(version)).mkdir()
+        draft.details |= {
+            "ensemble": config.name,
+            "version": version,
+            "labels": list(config.labels),
+            "members": [member.name for member in config.members],
+            "engines": {name: engine.details for name, engine in engines.items()},
+            UNCHECKED: unchecked,
+        }
     return Assembled(version, changed=True)
 
 

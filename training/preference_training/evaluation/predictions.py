@@ -5,7 +5,6 @@ It knows nothing of where predictions come from or what they are compared with.
 
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from preference_core.artefacts.replacement import replaced_file
 from preference_core.ensemble.metrics import joined_by_id
 from preference_core.ensemble.settings import Config
 from preference_core.errors import UserError, nearest
@@ -104,15 +104,10 @@ def write_predictions(path: Path, predictions: Predictions, labels: Sequence[str
     header += [dropped_column(name) for name in predictions.dropped]
     columns = [column for values in floats for column in np.asarray(values, dtype=np.float32).T]
     columns += [values.astype(np.int32) for values in predictions.dropped.values()]
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(zip(predictions.ids, *(_texts(column) for column in columns), strict=True))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replaced_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(zip(predictions.ids, *(_texts(column) for column in columns), strict=True))
 
 
 def member_columns(member: str, labels: Sequence[str]) -> list[str]:

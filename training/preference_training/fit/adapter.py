@@ -6,6 +6,7 @@ Apart from `fit`, so that an adapter that is up to date costs no import of torch
 from pathlib import Path
 from typing import Any
 
+from preference_core.artefacts.artefact import versions_of
 from preference_core.ensemble.locations import is_hub_id
 from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ConfigError
@@ -36,7 +37,7 @@ def adapter_stage(config: Config, member: Member) -> Stage:
         "recipe": plain(recipe_of(member)),
         "battles": {part: content_of(Path(file)) for part, file in files.items() if file},
     }
-    return Stage(Path(member.adapter), "adapter", made_from, packages=("peft", "torch", "transformers"))
+    return Stage(Path(member.adapter), "adapter", made_from, versions_of("peft", "torch", "transformers"))
 
 
 def train_file(config: Config) -> str:

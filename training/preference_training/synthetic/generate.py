@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preference_core.artefacts.artefact import versions_of
 from preference_core.battles.battle import battle_from_turns
 from preference_core.battles.template import Template, template_of
 from preference_core.ensemble.settings import LABELS_THREE_WAY, Config, Member
@@ -126,7 +127,7 @@ def base_stage(config: Config, member: Member, base: TinyBase, counts: BattleCou
         "template": plain(member.template),
         "text": {"count": counts.train, "seed": counts.seed},
     }
-    return Stage(folder, "base", made_from, packages=("tokenizers", "torch", "transformers"))
+    return Stage(folder, "base", made_from, versions_of("tokenizers", "torch", "transformers"))
 
 
 def make_base(folder: Path, member: Member, base: TinyBase, counts: BattleCounts) -> dict[str, Any]:

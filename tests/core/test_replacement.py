@@ -1,14 +1,12 @@
-"""Folders appear whole or not at all."""
+"""Files and folders appear whole or not at all."""
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
+from preference_core.artefacts.replacement import end_exchange, exchange, remove_remains, replaced_file, replaced_folder
 from preference_core.errors import SystemFailure
-from preference_export.artefacts import versions
-from preference_export.artefacts.folders import end_exchange, exchange, remove_remains, replaced
 
 
 def names(folder):
@@ -18,7 +16,7 @@ def names(folder):
 def test_a_filled_folder_takes_the_place_of_the_old_one(tmp_path):
     target = tmp_path / "target"
     for content in ("one", "two"):
-        with replaced(target) as folder:
+        with replaced_folder(target) as folder:
             (folder / content).touch()
     assert names(target) == ["two"]
     assert names(tmp_path) == ["target"]
@@ -27,7 +25,7 @@ def test_a_filled_folder_takes_the_place_of_the_old_one(tmp_path):
 def test_the_old_folder_can_be_kept(tmp_path):
     target, kept = tmp_path / "target", tmp_path / "kept"
     for content in ("one", "two", "three"):
-        with replaced(target, keep_as=kept) as folder:
+        with replaced_folder(target, keep_as=kept) as folder:
             (folder / content).touch()
     assert (names(target), names(kept)) == (["three"], ["two"])
 
@@ -35,11 +33,11 @@ def test_the_old_folder_can_be_kept(tmp_path):
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_what_fails_leaves_the_old_folder_and_nothing_else(tmp_path, failure):
     target = tmp_path / "target"
-    with replaced(target) as folder:
+    with replaced_folder(target) as folder:
         (folder / "old").touch()
 
     def fail():
-        with replaced(target) as folder:
+        with replaced_folder(target) as folder:
             (folder / "new").touch()
             raise failure
 
@@ -65,7 +63,7 @@ def test_a_killed_exchange_is_put_right_by_the_next_one(tmp_path, monkeypatch, k
         os.replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("preference_export.artefacts.folders.os.rename", rename)
+        patch.setattr("preference_core.artefacts.replacement.os.rename", rename)
         with pytest.raises(KeyboardInterrupt):
             exchange(one, other)
     end_exchange(one, other)
@@ -91,24 +89,24 @@ def test_the_old_folder_does_not_stay_for_ever_after_a_kill(tmp_path, monkeypatc
         if path.name == ".target.old" and path.exists():
             raise KeyboardInterrupt
 
-    with replaced(target) as folder:
+    with replaced_folder(target) as folder:
         (folder / "first").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("preference_export.artefacts.folders.os.rename", rename)
-        patch.setattr("preference_export.artefacts.folders._remove", removal)
-        with pytest.raises(KeyboardInterrupt), replaced(target) as folder:
+        patch.setattr("preference_core.artefacts.replacement.os.rename", rename)
+        patch.setattr("preference_core.artefacts.replacement._remove", removal)
+        with pytest.raises(KeyboardInterrupt), replaced_folder(target) as folder:
             (folder / "second").touch()
     assert ".target.old" in names(tmp_path)
     remove_remains(target)
     assert ".target.old" not in names(tmp_path)
-    with replaced(target) as folder:
+    with replaced_folder(target) as folder:
         (folder / "third").touch()
     assert names(tmp_path) == ["target"]
 
 
 def test_a_rename_that_fails_leaves_the_old_folder_in_place(tmp_path, monkeypatch):
     target, renames = tmp_path / "target", []
-    with replaced(target) as folder:
+    with replaced_folder(target) as folder:
         (folder / "old").touch()
 
     def rename(source, place):
@@ -117,8 +115,8 @@ def test_a_rename_that_fails_leaves_the_old_folder_in_place(tmp_path, monkeypatc
             raise OSError(errno.EACCES, "Permission denied")
         os.replace(source, place)
 
-    monkeypatch.setattr("preference_export.artefacts.folders.os.rename", rename)
-    with pytest.raises(SystemFailure, match="could not be written"), replaced(target) as folder:
+    monkeypatch.setattr("preference_core.artefacts.replacement.os.rename", rename)
+    with pytest.raises(SystemFailure, match="could not be written"), replaced_folder(target) as folder:
         (folder / "new").touch()
     assert names(target) == ["old"]
     assert names(tmp_path) == ["target"]
@@ -128,7 +126,7 @@ def test_a_file_in_the_way_is_one_error(tmp_path):
     (tmp_path / "build").touch()
     with (
         pytest.raises(SystemFailure, match=r"build/name/target` could not be written"),
-        replaced(tmp_path / "build" / "name" / "target"),
+        replaced_folder(tmp_path / "build" / "name" / "target"),
     ):
         pass
 
@@ -136,22 +134,39 @@ def test_a_file_in_the_way_is_one_error(tmp_path):
 def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     (tmp_path / ".target.part").mkdir()
     (tmp_path / ".target.part" / "half").touch()
-    with replaced(tmp_path / "target") as folder:
+    with replaced_folder(tmp_path / "target") as folder:
         (folder / "new").touch()
     assert names(tmp_path / "target") == ["new"]
     assert names(tmp_path) == ["target"]
 
 
-def test_every_module_of_the_exporter_and_of_the_contract_is_part_of_the_fingerprint(monkeypatch):
-    """A changed module in any room means another export; only then is an old one not taken for current."""
-    seen = {}
-    monkeypatch.setattr(versions, "fingerprint", lambda value: seen.update(value) or "0" * 64)
-    versions._source_hash.cache_clear()
-    try:
-        versions.versions()
-    finally:
-        versions._source_hash.cache_clear()
-    root = Path(__file__).parents[2]
-    modules = [path for part in ("export", "core") for path in (root / part / f"preference_{part}").rglob("*.py")]
-    assert {"/".join(path.relative_to(root).parts[1:]) for path in modules} == seen.keys()
-    assert "preference_export/graph/packed.py" in seen
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    calls, sync, put = [], os.fsync, os.replace
+    monkeypatch.setattr("os.fsync", lambda number: calls.append("fsync") or sync(number))
+    monkeypatch.setattr("os.replace", lambda *paths: calls.append("replace") or put(*paths))
+    with replaced_file(tmp_path / "file") as part:
+        part.write_text("new")
+    assert calls == ["fsync", "replace"]
+    assert names(tmp_path) == ["file"]
+
+
+def test_an_unfinished_folder_is_resumed_only_with_what_it_was_begun_with(tmp_path):
+    target = tmp_path / "target"
+
+    def stopped(resume):
+        with replaced_folder(target, resume=resume) as folder:
+            (folder / f"made with {resume}").touch()
+            raise KeyboardInterrupt
+
+    for resume in ("one", "one", "two"):
+        with pytest.raises(KeyboardInterrupt):
+            stopped(resume)
+    with replaced_folder(target, resume="two") as folder:
+        assert names(folder) == [".begun", "made with two"]
+    assert names(target) == ["made with two"]
+    assert names(tmp_path) == ["target"]
+
+
+def test_an_error_that_is_not_of_the_file_system_is_not_taken_for_one(tmp_path):
+    with pytest.raises(OSError, match="no such tokenizer"), replaced_folder(tmp_path / "target"):
+        raise OSError("no such tokenizer")

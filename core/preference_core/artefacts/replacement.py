@@ -1,0 +1,132 @@
+"""Files and folders that appear whole or not at all: written beside their place, then renamed into it.
+
+Whatever ends the writing, what was there before stays. It does not know what they hold.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from preference_core.errors import SystemFailure
+
+#: The file in an unfinished folder that says what it is being made from, where it may be resumed.
+BEGUN = ".begun"
+
+
+def unfinished(path: Path) -> Path:
+    """The hidden sibling that this process writes before it takes the place of the file `path`."""
+    path = path.resolve()
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextmanager
+def replaced_file(path: Path, part: Path | None = None) -> Iterator[Path]:
+    """Gives the name of a hidden sibling to be written (`part`, or one of this process's own), which becomes `path`.
+
+    If nothing was written there, `path` is removed; after an exception it stays as it was. `SystemFailure` if the file
+    system fails.
+    """
+    part = part or unfinished(path)
+    try:
+        yield part
+        if part.exists():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path.resolve())
+        else:
+            path.resolve().unlink(missing_ok=True)
+    except OSError as error:
+        raise SystemFailure(
+            f"`{path}` cannot be written: {error}", hint="What was there before is unchanged."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(target: Path, keep_as: Path | None = None, resume: str | None = None) -> Iterator[Path]:
+    """Gives a folder to fill; when the block ends well it becomes `target`, else it is removed.
+
+    What `target` held before is kept at `keep_as` (in place of what that held), or removed. Killed at any moment, it
+    leaves at `target` either the old folder, the new one, or, between two renames, none: never a part of one.
+    The folder is empty, unless `resume` says that what an unfinished block with the same text left is to go on with.
+    """
+    part = _beside(target, "part")
+    begun = part / BEGUN
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_remains(target)
+        if resume is None or not begun.is_file() or begun.read_text(encoding="utf-8") != resume:
+            _remove(part)
+            part.mkdir()
+        if resume is not None:
+            begun.write_text(resume, encoding="utf-8")
+        yield part
+        begun.unlink(missing_ok=True)
+        _put_in_place(part, target, keep_as)
+    except BaseException as error:
+        if resume is None:
+            _remove(part)
+        if not isinstance(error, OSError) or error.errno is None:
+            raise
+        hint = "Free space there and run it again." if error.errno == errno.ENOSPC else None
+        raise SystemFailure(f"`{target}` could not be written: {error}", hint) from error
+
+
+def remove_remains(target: Path) -> None:
+    """Removes what `replaced_folder` had still to remove when it was killed after its first rename."""
+    _remove(_beside(target, "old"))
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Two folders trade places; `one` need not exist. What a killed exchange left is put right by `end_exchange`."""
+    end_exchange(one, other)
+    aside = _beside(one, "exchange")
+    if one.exists():
+        os.rename(one, aside)
+    os.rename(other, one)
+    if aside.exists():
+        os.rename(aside, other)
+
+
+def end_exchange(one: Path, other: Path) -> None:
+    """Where `exchange` was killed between two renames: undoes the first one, or does the last one."""
+    aside = _beside(one, "exchange")
+    if aside.exists():
+        os.rename(aside, other if one.exists() else one)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives a finished file a second name; copies it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _put_in_place(new: Path, target: Path, keep_as: Path | None) -> None:
+    if not target.exists():
+        os.rename(new, target)
+        return
+    old = keep_as or _beside(target, "old")
+    _remove(old)
+    os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    if keep_as is None:
+        _remove(old)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)

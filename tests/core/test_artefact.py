@@ -1,0 +1,57 @@
+"""An artefact is current when it is whole, and was made from the same by the same."""
+
+from dataclasses import replace
+
+import pytest
+
+from preference_core.artefacts.artefact import Artefact
+from preference_core.artefacts.manifest import read_manifest
+from preference_core.errors import SystemFailure
+
+
+@pytest.fixture
+def artefact(tmp_path):
+    made = Artefact(tmp_path / "thing", "thing", {"seed": 1, "shape": (2, 3)}, {"numpy": "2.0"})
+    with made.draft() as draft:
+        (draft.folder / "file").write_text("one")
+        draft.details["length"] = 3
+    assert draft.manifest == read_manifest(made.folder)
+    return made
+
+
+def test_what_was_made_from_the_same_by_the_same_is_current(artefact):
+    assert artefact.current().details == {"length": 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"made_from": {"seed": 1}}, {"versions": {"numpy": "2.1"}}, {"versions": {"torch": "2"}}, {"kind": "other"}],
+)
+def test_what_was_made_from_or_by_something_else_is_not(artefact, change):
+    assert replace(artefact, **change).current() is None
+
+
+def test_packages_that_no_longer_count_do_not_make_it_stale(artefact):
+    assert replace(artefact, versions={}).current() is not None
+
+
+@pytest.mark.parametrize("name", ["file", "manifest.json"])
+def test_a_changed_byte_makes_it_stale(artefact, name):
+    (artefact.folder / name).write_text("two")
+    assert artefact.current() is None
+
+
+def test_a_missing_folder_is_not_current(tmp_path):
+    assert Artefact(tmp_path / "thing", "thing", {}).current() is None
+
+
+def test_a_draft_that_fails_leaves_what_was_there(artefact):
+    def fail():
+        with artefact.draft() as draft:
+            (draft.folder / "file").write_text("two")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(SystemFailure, match=r"thing` could not be written: .*No space left"):
+        fail()
+    assert artefact.current() is not None
+    assert [path.name for path in artefact.folder.parent.iterdir()] == ["thing"]
