@@ -1,0 +1,41 @@
+"""What the documents quote is what the code says."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+VARIABLE = "…"
+
+
+def texts_of(path):
+    """Every text in a file; what is filled in is `…`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else VARIABLE for part in node.values)
+
+
+@pytest.fixture(scope="module")
+def printed():
+    paths = [path for part in ROOT.glob("*/preference_*") for path in part.rglob("*.py")]
+    paths += (ROOT / "model_repository").rglob("*.py")
+    return "\n".join(text for path in paths for text in texts_of(path))
+
+
+@pytest.mark.parametrize("quote", re.findall("“(.*?)”", TROUBLESHOOTING))
+def test_a_message_quoted_in_troubleshooting_is_printed_by_the_code(printed, quote):
+    parts = [re.escape(part) for part in re.split(f"`?{VARIABLE}`?", quote)]
+    assert any(parts)
+    assert re.search("[^\n]*?".join(parts), printed), quote
+
+
+@pytest.mark.parametrize("document", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_a_link_within_the_documents_leads_somewhere(document):
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?[^)]*\)", text)
+    assert [link for link in links if link and not (ROOT / "docs" / link).exists()] == []
