@@ -47,7 +47,7 @@ def test_a_distribution_imports_only_itself_and_the_contract(part):
 #: Rooms in the order that data passes through them: a room imports itself, the rooms before it, and modules beside the
 #: rooms that import no room themselves.
 ROOMS = {
-    "core": ("artefacts", "battles", "ensemble"),
+    "core": ("artefacts", "battles", "files", "ensemble"),
     "export": ("artefacts", "checkpoint", "graph", "original", "engine", "gate", "repository"),
     "training": ("statistics", "battles", "fit", "evaluation", "combining", "synthetic", "terminal"),
 }

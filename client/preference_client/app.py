@@ -13,7 +13,6 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from preference_client.formats import FormatName
 from preference_client.progress import Counts, ScoringProgress, given_up
 from preference_client.readers import BattleFile
 from preference_client.retries import Patience
@@ -24,6 +23,7 @@ from preference_client.writers import check_output, discard, errors_path, failur
 from preference_core.battles.battle import InvalidText
 from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.errors import PreferenceError, SystemFailure, UserError
+from preference_core.files.formats import FormatName
 
 EXIT_SOME_FAILED = 3
 EXIT_SIGNAL = 128

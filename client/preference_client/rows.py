@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.battles.battle import UNREADABLE, Battle, InvalidText, battle_from_row
+from preference_core.battles.battle import Battle, InvalidText, battle_from_row
 from preference_core.errors import PreferenceError, UserError
+from preference_core.files.rows import ID_COLUMN, text_of_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +62,10 @@ def row_of(item: Battle | Mapping[str, Any] | Row, number: int, invalid_text: In
     if isinstance(item, Battle):
         return Row(str(number), item)
     try:
-        identity = text_of_id(item.get("id", number))
+        identity = text_of_id(item.get(ID_COLUMN, number))
     except UserError as error:
         return Row(str(number), error)
     try:
         return Row(identity, battle_from_row(item, invalid_text))
     except UserError as error:
         return Row(identity, error)
-
-
-def text_of_id(value: Any) -> str:
-    """An id as text, unchanged. Raises `UserError` where that cannot be done, as for a number with a fraction."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise UserError(f"The id is {value!r}, expected text or a whole number")
-    if UNREADABLE.search(value) is not None:
-        raise UserError(f"The id {value!a} is not readable text")
-    return value

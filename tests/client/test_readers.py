@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preference_client import formats
-from preference_client.readers import BattleFile, format_of
+from preference_client.readers import BattleFile
 from preference_client.rows import Row
 from preference_core.battles.battle import Battle
 from preference_core.errors import BattleError, UserError
+from preference_core.files import formats
+from preference_core.files.rows import format_of
 
 ROWS = [
     {"id": "0012", "prompt": ["one", "two\nlines"], "response_a": ["a,b", 'quo"ted'], "response_b": ["", "🙂"]},
@@ -140,16 +141,16 @@ def test_ragged_and_unparsable_csv_rows_fail_alone(tmp_path: Path) -> None:
     assert isinstance(rows[0].battle, Battle)
     assert isinstance(rows[4].battle, Battle)
     messages = [str(row.battle) for row in rows[1:4]]
-    assert "Line 3 has 3 columns, the header has 4" in messages[0]
-    assert "Line 4 has 5 columns" in messages[1]
-    assert "Lines 6 to 6" in messages[2]
+    assert "line 3: the row has 3 columns, the header has 4" in messages[0]
+    assert "line 4: the row has 5 columns" in messages[1]
+    assert "lines 6 to 6" in messages[2]
 
 
 def test_a_quote_that_never_closes_is_reported_with_the_lines_it_swallowed(tmp_path: Path) -> None:
     content = HEADER + 'a,p,x,y\nb,"p,x,y\nc,p,x,y\nd,p,x,y\n'
     rows = rows_of(tmp_path / "b.csv", content.encode())
     assert len(rows) == 2
-    assert "Lines 3 to 5 are not valid" in str(rows[1].battle)
+    assert "lines 3 to 5: the row is not valid" in str(rows[1].battle)
 
 
 def test_a_field_beyond_all_measure_ends_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,13 +169,11 @@ def test_a_field_of_a_million_characters_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "what"),
-    [(b"caf\xe9", "U+DCE9"), (b"nul\0", "NUL")],
+    [(b"caf\xe9", "line 3: `response_a` is not UTF-8: it has a byte 0xe9"), (b"nul\0", "`response_a` holds a NUL")],
 )
 def test_text_that_no_tokenizer_reads_fails_its_row_and_names_the_field(tmp_path: Path, bad: bytes, what: str) -> None:
     content = HEADER.encode() + b"1,p,x,y\n2,p," + bad + b",y\n3,p,x,y\n"
     first, second, third = rows_of(tmp_path / "b.csv", content)
-    assert isinstance(second.battle, BattleError)
-    assert second.battle.field == "response_a"
     assert what in str(second.battle)
     assert first.battle == third.battle == Battle(("p",), ("x",), ("y",))
     replaced = rows_of(tmp_path / "b.csv", content, invalid_text="replace")[1].battle
@@ -207,7 +206,9 @@ def test_json_lines_that_are_no_objects_fail_alone(tmp_path: Path) -> None:
     assert (rows[0], rows[5]) == (EXPECTED[1], EXPECTED[1])
     assert [row.id for row in rows[1:5]] == ["2", "3", "z", "5"]
     for row, what in zip(
-        rows[1:5], ("Line 2 is not JSON", "Line 3 is a JSON list", "response_a", "no `id`"), strict=True
+        rows[1:5],
+        ("line 2: the row is not JSON", "line 3: the row is a JSON list", "response_a", "no `id`"),
+        strict=True,
     ):
         assert what in str(row.battle)
 
@@ -246,7 +247,7 @@ def test_parquet_text_that_is_not_utf8_fails_its_row(tmp_path: Path) -> None:
     broken = pa.array([b"fine", b"\xff", b"fine"]).view(pa.string())
     table = pa.table({"id": [1, 2, 3], "prompt": broken, "response_a": broken, "response_b": broken})
     rows = rows_of(tmp_path / "b.parquet", _parquet(table))
-    assert [isinstance(row.battle, BattleError) for row in rows] == [False, True, False]
+    assert [isinstance(row.battle, UserError) for row in rows] == [False, True, False]
 
 
 def test_parquet_ids_of_every_integer_type_are_exact(tmp_path: Path) -> None:

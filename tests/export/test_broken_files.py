@@ -1,6 +1,5 @@
 """Files that are damaged, or are not what their name says, end in one error that names the file and how to fix it."""
 
-import gzip
 import json
 
 import pyarrow
@@ -86,10 +85,15 @@ BATTLE = ("id", "prompt", "response_a", "response_b")
 @pytest.mark.parametrize(
     ("name", "content", "named", "hint"),
     [
-        ("battles.csv", "id,prompt\n1,caf\u00e9\n".encode("latin-1"), "not UTF-8 text", "Save it as UTF-8"),
-        ("battles.csv.gz", gzip.compress(b"id,prompt\n1,x\n"), "not UTF-8 text", "Unpack it"),
-        ("battles.parquet", b"PAR1 and then nothing of the kind", "cannot be read", "Name a CSV or Parquet file"),
-        ("battles.parquet", POINTER.encode(), "cannot be read", "git lfs pull"),
+        (
+            "battles.csv",
+            "id,prompt\n1,caf\u00e9\n".encode("latin-1"),
+            "line 2: `prompt` is not UTF-8",
+            "Save the file as UTF-8",
+        ),
+        ("battles.csv.xz", b"", "no known file extension", "Expected one of .csv"),
+        ("battles.parquet", b"PAR1 and then nothing of the kind", "is damaged, or not of its format", None),
+        ("battles.parquet", POINTER.encode(), "is damaged", "git lfs pull"),
     ],
 )
 def test_a_sample_file_that_cannot_be_read(tmp_path, name, content, named, hint):
@@ -98,7 +102,7 @@ def test_a_sample_file_that_cannot_be_read(tmp_path, name, content, named, hint)
     with pytest.raises(ConfigError, match=named) as caught:
         read_sample(path, LABELS)
     assert str(path) in caught.value.message
-    assert hint in caught.value.hint
+    assert caught.value.hint is None if hint is None else hint in caught.value.hint
 
 
 def test_a_parquet_file_with_a_damaged_middle(tmp_path):
@@ -108,7 +112,7 @@ def test_a_parquet_file_with_a_damaged_middle(tmp_path):
     content = bytearray(path.read_bytes())
     content[4:400] = bytes(396)
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is damaged"):
         read_sample(path, LABELS)
 
 
@@ -116,7 +120,7 @@ def test_a_parquet_file_with_a_damaged_middle(tmp_path):
 def test_a_sample_row_with_other_columns_than_the_header(tmp_path, row):
     path = tmp_path / "battles.csv"
     path.write_text(f"id,prompt,response_a,response_b\n0,a,b,c\n{row}\n")
-    with pytest.raises(ConfigError, match="line 3 does not have the columns of its header"):
+    with pytest.raises(ConfigError, match=r"line 3: the row has . columns, the header has 4"):
         read_sample(path, LABELS)
 
 

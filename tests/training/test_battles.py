@@ -10,8 +10,8 @@ import pytest
 from preference_core.battles.battle import battle_from_row
 from preference_core.ensemble.metrics import class_prior_log_loss
 from preference_core.ensemble.settings import LABELS_THREE_WAY
+from preference_core.files.rows import read_rows
 from preference_core.tensors import FIELDS
-from preference_training.battles.formats import read_rows
 from preference_training.battles.rows import read_labelled
 from preference_training.synthetic.battles import EDGE_CASE_EVERY, EDGE_CASES, MOST_TURNS, generate, lowest_log_loss
 from preference_training.synthetic.write import COLUMNS, write_battles

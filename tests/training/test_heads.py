@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from preference_core.errors import UserError
-from preference_training.battles.formats import read_rows
+from preference_core.files.rows import read_rows
 from preference_training.battles.identities import read_identities
 from preference_training.battles.rows import read_labelled
 from preference_training.fit.battle_order import EpochSampler, TrainingBattles
@@ -116,7 +116,7 @@ def test_the_adapter_holds_the_preference_head_only(generated, tmp_path):
 def test_a_file_that_does_not_say_who_wrote_is_named(tmp_path):
     path = tmp_path / "anonymous.csv"
     path.write_text("id,model_a,model_b\n1,x,y\n2,x,\n", encoding="utf-8")
-    with pytest.raises(UserError, match="row 2 has no `model_b`"):
+    with pytest.raises(UserError, match="line 3: there is no `model_b`"):
         read_identities(path)
 
 

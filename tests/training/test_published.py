@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from preference_core.ensemble.loading import load_config, read_config_file
-from preference_training.battles.formats import read_rows
+from preference_core.files.rows import read_rows
 from preference_training.battles.rows import read_battles
 from preference_training.evaluation import predict
 from preference_training.evaluation.predictions import Predictions, write_predictions

@@ -28,12 +28,12 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_row_without_a_label_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"row 2: .*exactly one"):
+    with pytest.raises(UserError, match=r"line 3: .*exactly one"):
         read_labelled(csv_file(tmp_path, "1,p,a,b,1,0,0", "2,p,a,b,0,0,0"), LABELS)
 
 
 def test_a_repeated_id_is_named(tmp_path):
-    with pytest.raises(UserError, match="row 2: the id `1` is repeated"):
+    with pytest.raises(UserError, match="line 3: the id `1` is repeated"):
         read_labelled(csv_file(tmp_path, "1,p,a,b,1,0,0", "1,p,a,b,0,1,0"), LABELS)
 
 
@@ -56,8 +56,8 @@ def test_a_file_without_rows_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("identity", "shown"),
-    [(3008710900.0, r"3008710900\.0"), (True, "True"), (b"x", "b'x'")],
-    ids=["float", "truth value", "bytes"],
+    [(3008710900.0, r"3008710900\.0"), (True, "True")],
+    ids=["float", "truth value"],
 )
 def test_an_id_that_is_neither_text_nor_a_whole_number_is_refused(tmp_path, identity, shown):
     write_parquet(tmp_path / "battles.parquet", [identity, None])

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from preference_core.errors import ConfigError, UserError
-from preference_training.battles.formats import read_rows
+from preference_core.files.rows import read_rows
 from preference_training.battles.rows import read_labelled
 from preference_training.battles.split import PARTS, Split, assigned, make_split, sampled
 from preference_training.synthetic.battles import generate
@@ -180,7 +180,7 @@ def test_shares_that_cannot_be_are_refused(wrong, message):
 def test_a_row_that_is_no_labelled_battle_is_named(source, tmp_path):
     broken = tmp_path / "broken.csv"
     broken.write_text(source.read_text(encoding="utf-8") + "1,a,b,[],[],[],0,0,0\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"broken.csv`, row 1201: .*exactly one"):
+    with pytest.raises(UserError, match=r"broken.csv`, line 1202: .*exactly one"):
         make_split(tmp_path, Split(str(broken)), LABELS)
 
 

@@ -1,23 +1,18 @@
 """The battles that parity is measured on: a bounded number from the configuration's sample file, of all lengths."""
 
-import csv
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow
-from pyarrow.parquet import ParquetFile
-
-from preference_core.artefacts.git_lfs import pull_hint
 from preference_core.battles.battle import Battle, battle_from_row
 from preference_core.ensemble.metrics import target_of_row
 from preference_core.errors import ConfigError, UserError, nearest
+from preference_core.files.formats import Row
+from preference_core.files.rows import read_each, read_rows
 from preference_core.tensors import FIELDS
 
 SAMPLE_BATTLES = 64
-PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 
 
 @dataclass(frozen=True)
@@ -29,26 +24,33 @@ class Sample:
 
 
 def read_sample(path: Path, labels: Sequence[str], count: int = SAMPLE_BATTLES) -> Sample:
-    """At most `count` battles of a CSV or Parquet file, evenly spread over its text lengths; always the same ones."""
-    lengths = [_characters(row) for row in _rows(path)]
+    """At most `count` battles of a file, evenly spread over its text lengths; always the same ones."""
+    try:
+        return _read_sample(path, labels, count)
+    except UserError as error:
+        raise ConfigError(f"`data.sample`: {error.message}", error.hint) from error
+
+
+def _read_sample(path: Path, labels: Sequence[str], count: int) -> Sample:
+    lengths = list(read_each(path, _characters))
     if not lengths:
-        raise ConfigError(f"`data.sample` is `{path}`, which holds no battles")
+        raise UserError(f"`{path}` holds no battles")
     by_length = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     steps = min(count, len(lengths))
     chosen = {by_length[round(step * (len(lengths) - 1) / max(steps - 1, 1))] for step in range(steps)}
-    rows = {index: row for index, row in enumerate(_rows(path)) if index in chosen}
-    labelled = _is_labelled(path, next(iter(rows.values())), labels)
-    battles, targets = [], []
-    for index, row in rows.items():
-        try:
-            battles.append(battle_from_row(row, invalid_text="replace"))
-            targets.extend([target_of_row(row, labels)] if labelled else [])
-        except UserError as error:
-            raise ConfigError(f"`{path}`, battle {index + 1}: {error.message}", error.hint) from error
-    return Sample(tuple(battles), tuple(targets) if labelled else None)
+    labelled = _is_labelled(path, next(read_rows(path)), labels)
+    number = itertools.count()
+
+    def parsed(row: Row) -> tuple[Battle, int] | None:
+        if next(number) not in chosen:
+            return None
+        return battle_from_row(row, invalid_text="replace"), target_of_row(row, labels) if labelled else 0
+
+    battles, targets = zip(*filter(None, read_each(path, parsed)), strict=True)
+    return Sample(battles, targets if labelled else None)
 
 
-def _is_labelled(path: Path, row: Mapping[str, Any], labels: Sequence[str]) -> bool:
+def _is_labelled(path: Path, row: Row, labels: Sequence[str]) -> bool:
     """Whether the file says who won. Some label columns without the others are an error: one is misspelt."""
     if "winner" in row:
         return True
@@ -59,30 +61,5 @@ def _is_labelled(path: Path, row: Mapping[str, Any], labels: Sequence[str]) -> b
     return not missing
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    if not path.is_file():
-        raise ConfigError(f"`data.sample` is not a file: `{path}`", hint="Name a CSV or Parquet file of battles.")
-    try:
-        if path.suffix == ".parquet":
-            for batch in ParquetFile(path).iter_batches():
-                yield from batch.to_pylist()
-            return
-        csv.field_size_limit(sys.maxsize)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            for row in rows:
-                if None in row or None in row.values():
-                    raise ConfigError(
-                        f"`data.sample` is `{path}`, whose line {rows.line_num} does not have the columns of its header"
-                    )
-                yield row
-    except UnicodeDecodeError as error:
-        hint = "Unpack it, or save it as UTF-8." if path.suffix in PACKED else "Save it as UTF-8."
-        raise ConfigError(f"`data.sample` is `{path}`, which is not UTF-8 text: {error}", hint) from error
-    except (csv.Error, pyarrow.ArrowException, OSError) as error:
-        hint = pull_hint(path) or "Name a CSV or Parquet file of battles."
-        raise ConfigError(f"`data.sample` is `{path}`, which cannot be read: {error}", hint) from error
-
-
-def _characters(row: Mapping[str, Any]) -> int:
+def _characters(row: Row) -> int:
     return sum(len(str(row.get(field) or "")) for field in FIELDS)

@@ -1,7 +1,7 @@
 """Splits one labelled file into training, validation and test battles, by prompt and by label.
 
 The same prompt never lands in two parts: answers to a prompt that was trained on would be judged too well. It knows
-nothing of models; `rows` reads and writes the files.
+nothing of models; `preference_core.files` reads the file.
 """
 
 import csv
@@ -19,9 +19,9 @@ from preference_core.battles.lengths import difference_of
 from preference_core.ensemble.metrics import target_of_row
 from preference_core.ensemble.settings import Config
 from preference_core.errors import ConfigError, UserError
+from preference_core.files.formats import Row
+from preference_core.files.rows import values_by_id
 from preference_core.structure import plain
-from preference_training.battles.formats import read_rows
-from preference_training.battles.rows import new_id
 from preference_training.battles.turns import json_turns
 from preference_training.stages import Stage, content_of
 from preference_training.statistics.intervals import Array, Indices, quantile_edges
@@ -142,24 +142,18 @@ def assigned(strata: Indices, groups: Sequence[Hashable], shares: Sequence[float
     return result
 
 
-def _read(path: Path, labels: Sequence[str]) -> tuple[list[Mapping[str, Any]], list[str], Indices, Array]:
+def _read(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str], Indices, Array]:
     """Rows, normalised prompts, target indices, and how much longer each first response is."""
-    rows, prompts, targets, leads = [], [], [], []
-    known: set[str] = set()
-    for number, row in enumerate(read_rows(path), start=1):
-        try:
-            identity = new_id(row, known)
-            battle = battle_from_row(row, invalid_text="replace")
-            targets.append(target_of_row(row, labels))
-        except UserError as error:
-            raise UserError(f"`{path}`, row {number}: {error.message}", error.hint) from error
-        known.add(identity)
-        rows.append(row)
-        prompts.append(_normalised(battle.prompt))
-        leads.append(difference_of(battle, "characters"))
-    if not rows:
+
+    def parsed(row: Row) -> tuple[Row, str, int, float]:
+        battle = battle_from_row(row, invalid_text="replace")
+        return row, _normalised(battle.prompt), target_of_row(row, labels), difference_of(battle, "characters")
+
+    parsed_rows = values_by_id(path, parsed).values()
+    if not parsed_rows:
         raise UserError(f"`{path}` holds no battles")
-    return rows, prompts, np.array(targets, dtype=np.int64), np.array(leads, dtype=np.float64)
+    rows, prompts, targets, leads = zip(*parsed_rows, strict=True)
+    return list(rows), list(prompts), np.array(targets, dtype=np.int64), np.array(leads, dtype=np.float64)
 
 
 def _normalised(prompt: Sequence[str]) -> str:

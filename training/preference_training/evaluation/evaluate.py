@@ -14,9 +14,9 @@ import numpy as np
 
 from preference_core.ensemble.metrics import log_losses
 from preference_core.ensemble.settings import Config
+from preference_core.files.rows import read_rows
 from preference_core.progress import StepDone, no_report
 from preference_training.battles.baseline import baseline_predictions
-from preference_training.battles.formats import read_rows
 from preference_training.battles.rows import LabelledBattles, read_labelled
 from preference_training.evaluation.breakdown import (
     Agreement,

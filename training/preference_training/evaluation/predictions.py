@@ -18,7 +18,7 @@ from preference_core.artefacts.replacement import replaced_file
 from preference_core.ensemble.metrics import joined_by_id
 from preference_core.ensemble.settings import Config
 from preference_core.errors import UserError, nearest
-from preference_training.battles.rows import rows_by_id
+from preference_core.files.rows import values_by_id
 from preference_training.statistics.intervals import Array
 
 #: Name of the combined predictions among those of the members.
@@ -59,7 +59,7 @@ def read_predictions(path: Path, config: Config) -> Predictions:
     Holds those members of `config` that the file has columns of. Raises `UserError` at an id that is missing or
     repeated, a missing column, and a row that holds no probabilities.
     """
-    rows = rows_by_id(path)
+    rows = values_by_id(path, lambda row: row)
     if not rows:
         raise UserError(f"`{path}` holds no predictions")
     table = list(rows.values())

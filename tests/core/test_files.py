@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from preference_core.errors import UserError
-from preference_training.battles.formats import read_rows
+from preference_core.files.rows import read_rows
 
 ROWS = [
     {"id": "1", "prompt": 'one\nline, and "another"', "response_a": "\u0142"},
@@ -54,28 +54,27 @@ def test_a_gzipped_file_is_read_whatever_it_is_called(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,prompt,answer\n1,Hi,a\n2,Hi\n", "line 3 has 2 columns, the header has 3"),
-        ("id,prompt,answer\n1,Hi, there,a\n", "line 2 has 4 columns, the header has 3"),
-        ('id,prompt\n1,"two\nlines"\n\n2\n', "line 5 has 1 columns, the header has 2"),
-        ("id,prompt,id\n1,a,2\n", "the column `id` is there 2 times"),
-        ('id,prompt\n1,"a\n2,b\n', "lines 2 to 3 are not valid: unexpected end of data"),
+        ("id,prompt,answer\n1,Hi,a\n2,Hi\n", "line 3: the row has 2 columns, the header has 3"),
+        ("id,prompt,answer\n1,Hi, there,a\n", "line 2: the row has 4 columns, the header has 3"),
+        ('id,prompt\n1,"two\nlines"\n\n2\n', "line 5: the row has 1 columns, the header has 2"),
+        ('id,prompt\n1,"a\n2,b\n', "lines 2 to 3: the row is not valid: unexpected end of data"),
     ],
-    ids=["short", "long", "after a blank line", "repeated column", "open quote"],
+    ids=["short", "long", "after a blank line", "open quote"],
 )
 def test_a_row_without_the_columns_of_its_header_is_refused_with_file_and_line(tmp_path, text, message):
     path = file_of(tmp_path, text)
     with pytest.raises(UserError) as caught:
         list(read_rows(path))
-    assert caught.value.message == f"`{path}`: {message}"
+    assert caught.value.message == f"`{path}`, {message}"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"id": 1, "prompt": "a"}\n\n{"id": 2}\n', "line 3 lacks `prompt`"),
-        ('{"id": 1}\n{"id": 2, "prompt": "a"}\n', "line 2 has `prompt`"),
-        ('{"id": 1}\nid\n', "line 2 is not JSON"),
-        ("[1]\n", "line 1 is a JSON list, expected an object"),
+        ('{"id": 1, "prompt": "a"}\n\n{"id": 2}\n', "line 3: the row lacks `prompt`"),
+        ('{"id": 1}\n{"id": 2, "prompt": "a"}\n', "line 2: the row has `prompt`"),
+        ('{"id": 1}\nid\n', "line 2: the row is not JSON"),
+        ("[1]\n", "line 1: the row is a JSON list, expected an object"),
     ],
     ids=["lacks", "has", "no JSON", "list"],
 )
@@ -92,7 +91,7 @@ def test_the_columns_of_json_come_in_the_order_of_the_first_line(tmp_path):
 def test_a_repeated_column_of_parquet_is_refused(tmp_path):
     table = pyarrow.table([["1"], ["2"]], names=["id", "id"])
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
-    with pytest.raises(UserError, match="the column `id` is there 2 times"):
+    with pytest.raises(UserError, match="has the column `id` 2 times"):
         list(read_rows(tmp_path / "rows.parquet"))
 
 
