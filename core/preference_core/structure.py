@@ -67,6 +67,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         kinds = [kind for kind in arguments if kind is not type(None)]
         lists = [kind for kind in kinds if get_origin(kind) is tuple]
         tables = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        if len(tables) > 1:
+            return _of_its_kind(tables, value, where)
         chosen = lists if isinstance(value, list) else tables if isinstance(value, Mapping) else []
         return _value((chosen or kinds)[0], value, where)
     if origin is Literal:
@@ -84,6 +86,21 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{_at(where)} is {_show(value)}, expected a table")
         return {str(k): _value(arguments[1], v, _join(where, str(k))) for k, v in value.items()}
     return _scalar(hint, value, where)
+
+
+def _of_its_kind(classes: Sequence[Any], table: Any, where: str) -> Any:
+    """One of several dataclasses: the one that has the `kind` of the table, or the first where it names none."""
+    kinds = {each.kind: each for each in classes}
+    if not isinstance(table, Mapping):
+        return structure(classes[0], table, where)
+    named = table.get("kind", classes[0].kind)
+    if named not in tuple(kinds):
+        raise ConfigError(f"{_at(_join(where, 'kind'))} is {_show(named)}", hint=nearest(str(named), kinds))
+    keys = {each: set(map(key_of, dataclasses.fields(each))) for each in classes}
+    for key in table:
+        if key in set().union(*keys.values()) - keys[kinds[named]]:
+            raise ConfigError(f"`{_join(where, key)}` has no meaning for the kind `{named}`", hint="Remove it.")
+    return structure(kinds[named], table, where)
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:

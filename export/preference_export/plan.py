@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from preference_core import tensors
 from preference_core.battles.lengths import LENGTHS_FILE, read_buckets
 from preference_core.ensemble.locations import is_hub_id
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
 from preference_export.checkpoint.files import ADAPTER_WEIGHTS, CheckpointError
 from preference_export.checkpoint.published import BASES
@@ -63,7 +63,7 @@ class MemberPlan:
 
 def plan_of(config: Config, member: Member) -> MemberPlan:
     """The plan for one member. Raises where its shapes are known from nowhere, or cannot be exported exactly."""
-    if member.kind == "length_buckets":
+    if isinstance(member, LengthBaseline):
         return _length_plan(config, member)
     published, shapes_from, bytes_in = _base(member)
     architecture = architecture_of(published)
@@ -101,7 +101,7 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
     )
 
 
-def _length_plan(config: Config, member: Member) -> MemberPlan:
+def _length_plan(config: Config, member: LengthBaseline) -> MemberPlan:
     """The plan for length buckets, which may not be fitted yet."""
     fitted = (Path(member.base) / LENGTHS_FILE).is_file()
     buckets = len(read_buckets(Path(member.base), config.labels).probabilities) if fitted else 0
@@ -131,7 +131,7 @@ def text_of_plan(plans: Sequence[MemberPlan]) -> str:
     return "\n".join(line for plan in plans for line in _lines(plan))
 
 
-def _base(member: Member) -> tuple[Any, str, int]:
+def _base(member: Classifier) -> tuple[Any, str, int]:
     """The base's `transformers` configuration, where it is from, and the bytes of its weights."""
     folder = Path(member.base)
     if folder.is_dir():

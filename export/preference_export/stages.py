@@ -8,7 +8,7 @@ from pathlib import Path
 
 from preference_core.artefacts.manifest import read_manifest
 from preference_core.artefacts.replacement import replaced_folder
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier, Member
 from preference_core.errors import escape_control_characters
 from preference_export.checkpoint.allocation import freed_memory_kept
 from preference_export.checkpoint.source import Source, source_of
@@ -28,7 +28,7 @@ def merge_members(run: Run) -> None:
     """Writes the merged checkpoint of each member that has weights."""
     check_supported(run.config)
     for member in run.config.members:
-        if member.kind == "length_buckets":
+        if not isinstance(member, Classifier):
             continue
         source = source_of(member)
         opened = members.open_member(run.config, member, source)
@@ -121,7 +121,7 @@ def _onnx(run: Run, member: Member, source: Source) -> None:
 
 
 def _calibrate(run: Run, member: Member, source: Source) -> None:
-    if recipe_of(member).calibrated:
+    if isinstance(member, Classifier) and recipe_of(member).calibrated:
         changed = calibrate_member(run.config, member, source, lambda: original_of(run.config, member, source))
         run.add("calibrate", member.name, changed=changed, folder=run.config.folders.calibration(member.name))
 

@@ -3,7 +3,7 @@ import tomllib
 import pytest
 
 from preference_core.ensemble.loading import load_config, read_config_file
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config, LengthBaseline
 from preference_core.errors import ConfigError
 from preference_core.structure import plain, structure
 
@@ -139,7 +139,7 @@ def test_a_missing_file_and_broken_toml_are_named(load, tmp_path):
 def test_budgets_only_make_sense_for_policies_that_have_them():
     table = {"name": "m", "base": "b", "template": "gemma", "max_tokens": 128}
     with pytest.raises(ConfigError, match="`prompt_tokens` has no meaning for the policy `right`"):
-        structure(Member, table | {"truncation": {"policy": "right", "prompt_tokens": 10}})
+        structure(Classifier, table | {"truncation": {"policy": "right", "prompt_tokens": 10}})
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ base = "build/tiny/baseline"
 
 def test_a_member_of_length_buckets_needs_nothing_but_its_folder(load):
     config = load(LENGTH)
-    assert config.members[0].kind == "length_buckets"
+    assert isinstance(config.members[0], LengthBaseline)
     assert structure(Config, plain(config)) == config
 
 
@@ -203,13 +203,20 @@ def test_a_member_of_length_buckets_needs_nothing_but_its_folder(load):
     ],
 )
 def test_what_has_no_meaning_for_length_buckets_is_refused(load, line):
-    with pytest.raises(ConfigError, match=f"`{line.partition(' ')[0]}` has no meaning for a member of the kind"):
+    with pytest.raises(ConfigError, match=f"{line.partition(' ')[0]}` has no meaning for the kind `length_buckets`"):
         load(LENGTH + line)
 
 
-def test_a_classifier_needs_a_template(load):
-    with pytest.raises(ConfigError, match="`template` is missing"):
-        load(MINIMAL.replace('template = "gemma"', ""))
+@pytest.mark.parametrize(("line", "key"), [('template = "gemma"', "template"), ("max_tokens = 128", "max_tokens")])
+def test_a_classifier_needs_a_template_and_a_number_of_tokens(load, line, key):
+    with pytest.raises(ConfigError, match=rf"`member\[0\]\.{key}` is missing"):
+        load(MINIMAL.replace(line, ""))
+
+
+@pytest.mark.parametrize("kind", ['"length_bucket"', "[1]"])
+def test_an_unknown_kind_of_member_is_refused(load, kind):
+    with pytest.raises(ConfigError, match=r"`member\[0\]\.kind` is "):
+        load(LENGTH.replace('"length_buckets"', kind))
 
 
 def test_an_included_file_that_is_missing_is_named_with_what_writes_it(load):

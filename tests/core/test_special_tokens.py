@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, processors
 
 from preference_core.battles.template import PRESETS
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.ensemble.special_tokens import check_special_tokens, voices_of
 from preference_core.errors import ArtefactError
 from preference_training.synthetic.tiny_tokenizer import train_tokenizer
@@ -34,7 +34,7 @@ def post_process(folder, single):
 
 
 def check(folder, own=False, **settings):
-    member = Member("m", "b", max_tokens=64, **{"template": "gemma", **settings})
+    member = Classifier(name="m", base="b", max_tokens=64, **{"template": "gemma", **settings})
     tokenisation = settings_of_checkpoint(folder, member)
     check_special_tokens(member, "origin", tokenisation, voices_of(folder, tokenisation), own=own)
 
@@ -88,4 +88,7 @@ def test_tokens_that_only_the_older_map_names_are_read(gemma):
     table = json.loads((gemma / "tokenizer_config.json").read_text())
     del table["eos_token"]
     (gemma / "tokenizer_config.json").write_text(json.dumps(table))
-    assert settings_of_checkpoint(gemma, Member("m", "b", template="gemma", max_tokens=64)).eos_token == "<eos>"
+    assert (
+        settings_of_checkpoint(gemma, Classifier(name="m", base="b", template="gemma", max_tokens=64)).eos_token
+        == "<eos>"
+    )

@@ -6,7 +6,7 @@ from preference_core.battles.battle import Battle
 from preference_core.battles.template import PRESETS, Template, template_of
 from preference_core.battles.tokenisation import BattleTokenizer, TokenisationSettings, read_tokenizer
 from preference_core.battles.truncation import Truncation
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError
 from preference_core.structure import plain, structure
 from preference_training.synthetic.tiny_tokenizer import train_tokenizer
@@ -30,9 +30,9 @@ def test_a_preset_is_the_published_template_to_the_space(name, text, special):
 
 
 def test_an_own_template_has_its_fields_in_any_order_and_keeps_other_braces():
-    member = structure(Member, {"name": "m", "base": "b", "max_tokens": 64, "template": OWN})
+    member = structure(Classifier, {"name": "m", "base": "b", "max_tokens": 64, "template": OWN})
     assert template_of(member.template).render(BATTLE) == "[B1|B2]{x}\nP1|P2 vs A1|A2."
-    assert structure(Member, plain(member)) == member
+    assert structure(Classifier, plain(member)) == member
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_an_own_template_has_its_fields_in_any_order_and_keeps_other_braces():
 def test_a_mistake_in_an_own_template_is_named(change, message):
     table = {key: value for key, value in {**OWN, **change}.items() if value is not None}
     with pytest.raises(ConfigError, match=message):
-        structure(Member, {"name": "m", "base": "b", "max_tokens": 64, "template": table})
+        structure(Classifier, {"name": "m", "base": "b", "max_tokens": 64, "template": table})
 
 
 def test_a_template_is_written_as_toml_reads_it():
@@ -56,7 +56,7 @@ def test_a_template_is_written_as_toml_reads_it():
 
     for template in (*PRESETS.values(), structure(Template, OWN)):
         table = tomllib.loads(f'name = "m"\nbase = "b"\nmax_tokens = 64\ntemplate = {template.toml()}')
-        assert template_of(structure(Member, table).template) == template
+        assert template_of(structure(Classifier, table).template) == template
 
 
 @pytest.mark.parametrize("policy", ["right", "left", "middle", "spread", "longest_first", "turns"])

@@ -18,7 +18,7 @@ from preference_core.battles.tokenisation import (
 from preference_core.battles.truncation import Truncation
 from preference_core.battles.window import Window, shared
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ArtefactError, ConfigError
 from preference_core.tensors import FIELDS
 from preference_training.synthetic.tiny_tokenizer import train_tokenizer
@@ -56,7 +56,7 @@ def checkpoint(checkpoints, template):
 @pytest.fixture
 def make(checkpoint, template):
     def tokenizer_for(max_tokens, **truncation):
-        member = Member(
+        member = Classifier(
             name="m", base="b", template=template, max_tokens=max_tokens, truncation=Truncation(**truncation)
         )
         settings = settings_of_checkpoint(checkpoint, member)

@@ -4,7 +4,7 @@ import onnx
 import pytest
 import torch
 
-from preference_core.ensemble.settings import Build, Config, Member, ParityLimits, Quantisation
+from preference_core.ensemble.settings import Build, Classifier, Config, ParityLimits, Quantisation
 from preference_core.errors import ConfigError, UserError
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.engine.build import build_engine, profiles_of
@@ -170,7 +170,7 @@ def test_projections_that_read_the_same_share_their_scale():
 
 
 def member(**settings):
-    return Member(name="gemma", base="base", template="gemma", max_tokens=64, **settings)
+    return Classifier(name="gemma", base="base", template="gemma", max_tokens=64, **settings)
 
 
 @pytest.mark.parametrize(

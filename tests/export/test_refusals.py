@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from preference_core.ensemble.settings import LABELS_THREE_WAY as LABELS
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ArtefactError, UserError
 from preference_export.checkpoint.adapter import AdapterError, check_named_base, read_adapter
 from preference_export.checkpoint.architecture import ArchitectureError, architecture_of, hugging_face_config
@@ -107,7 +107,7 @@ def test_an_adapter_without_its_head(make, base, adapter):
 def test_an_adapter_that_names_another_base_on_the_hub(make, base, adapter):
     change_settings(adapter, base_model_name_or_path="meta-llama/Meta-Llama-3-8B")
     read = read_adapter(adapter, linear_modules_of(base))
-    member = Member(name="llama", base="meta-llama/Meta-Llama-3-8B-Instruct", template="llama", max_tokens=64)
+    member = Classifier(name="llama", base="meta-llama/Meta-Llama-3-8B-Instruct", template="llama", max_tokens=64)
     with pytest.raises(
         AdapterError, match="was trained on `meta-llama/Meta-Llama-3-8B`; the base of `llama`"
     ) as caught:

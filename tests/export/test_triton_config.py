@@ -4,7 +4,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as triton
 
 from preference_core import tensors
-from preference_core.ensemble.settings import Config, Member, Serving
+from preference_core.ensemble.settings import Classifier, Config, Serving
 from preference_export.repository.triton_config import HEADER, message_of, model_configs, text_of
 
 SERVING = Serving(
@@ -13,7 +13,7 @@ SERVING = Serving(
 
 
 def member(name, **changes):
-    return Member(name=name, base=f"bases/{name}", template="gemma", max_tokens=64, **changes)
+    return Classifier(name=name, base=f"bases/{name}", template="gemma", max_tokens=64, **changes)
 
 
 def config(*members, labels=("winner_model_a", "winner_model_b", "winner_tie")):

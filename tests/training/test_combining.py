@@ -5,7 +5,7 @@ import pytest
 
 from preference_core.ensemble.combination import Combination, Combine, softmax
 from preference_core.ensemble.metrics import log_loss
-from preference_core.ensemble.settings import LABELS_THREE_WAY, Config, Member
+from preference_core.ensemble.settings import LABELS_THREE_WAY, Classifier, Config
 from preference_training.combining.rules import (
     THRESHOLDS,
     least_log_loss_weights,
@@ -25,7 +25,9 @@ def drawn(count, noise, seed=0):
 
 
 def test_members_that_the_ensemble_leaves_out_have_a_rule_of_their_own():
-    members = tuple(Member(name, f"bases/{name}", "gemma", 64) for name in ("x", "y", "z"))
+    members = tuple(
+        Classifier(name=name, base=f"bases/{name}", template="gemma", max_tokens=64) for name in ("x", "y", "z")
+    )
     config = Config("some", members, combine=Combine(weights={"x": 0.0, "y": 0.75, "z": 0.0}))
     assert combination_of_members(config, ["y", "x"]).weights == (0.75, 0.0)
     assert combination_of_members(config, ["x"]).weights == (1.0,)

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig
 
 from preference_core.ensemble.published import BASES
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_training.fit.parameters import count_parameters
 
 GEMMA_2_2B = {
@@ -46,7 +46,7 @@ LLAMA_8B = {"rank": 16, "target_modules": ["o_proj", "v_proj"]}
 
 def member_of(folder, shape, recipe):
     (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-    return Member("it", str(folder), template="gemma", max_tokens=512, training=recipe)
+    return Classifier(name="it", base=str(folder), template="gemma", max_tokens=512, training=recipe)
 
 
 def test_the_binary_gemma_2_2b_trains_exactly_what_was_published(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError
 from preference_training.fit import adapter
 from preference_training.fit.recipe import Recipe, recipe_of
@@ -20,7 +21,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 def test_the_committed_configurations_hold_valid_recipes(path):
     config = load_config(path, include_may_be_missing=True)
     generation_of(config)
-    assert [recipe_of(member).rank for member in config.members]
+    assert all(recipe_of(member).rank for member in chosen_members(config, None, Classifier))
 
 
 def test_configurations_that_name_the_same_adapter_would_train_the_same_one(monkeypatch):
@@ -28,7 +29,7 @@ def test_configurations_that_name_the_same_adapter_would_train_the_same_one(monk
     trained = defaultdict(dict)
     for path in CONFIGS:
         config = load_config(path, include_may_be_missing=True)
-        for member in chosen_members(config, None, "classifier"):
+        for member in chosen_members(config, None, Classifier):
             trained[member.adapter][path.stem] = adapter.adapter_stage(config, member).made_from
     assert set(trained["checkpoints/gemma-lora"]) == set(trained["checkpoints/llama-lora"])
     assert set(trained["checkpoints/gemma-lora"]) == {"average", "lmsys", "lmsys-int8"}

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from preference_core.battles.battle import battle_from_turns
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError
 from preference_training.fit.encoding import tokenizer_of
 from preference_training.fit.quiet_libraries import quiet_transformers
@@ -61,7 +61,7 @@ def test_llama_stretches_its_rotary_frequencies(checkpoint):
 def test_serving_reads_battles_as_its_hugging_face_tokenizer_does(checkpoint, texts):
     folder, architecture = checkpoint
     template = TEMPLATES[architecture]
-    member = Member("tiny", str(folder), template=template, special_tokens="template", max_tokens=8000)
+    member = Classifier(name="tiny", base=str(folder), template=template, special_tokens="template", max_tokens=8000)
     hugging_face = AutoTokenizer.from_pretrained(
         folder, add_bos_token=template != "qwen", add_eos_token=template == "gemma"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import Classifier, LengthBaseline
 from preference_training.battles.rows import read_labelled
 from preference_training.fit.recipe import recipe_of
 from preference_training.synthetic.generate import generation_of
@@ -75,8 +76,8 @@ def test_every_published_system_has_a_twin(path, tmp_path):
         split = replace(split, source=f"build/{twin.name}/source/battles.csv")
     assert generation_of(twin).split == split
     for small, large in zip(twin.members, real.members, strict=True):
-        assert small.kind == large.kind
-        if small.kind == "length_buckets":
+        assert type(small) is type(large)
+        if isinstance(small, LengthBaseline):
             assert small.base == f"build/{twin.name}/baseline"
             continue
         assert (small.name, small.template, small.truncation.policy) == (
@@ -92,7 +93,7 @@ def test_every_published_system_has_a_twin(path, tmp_path):
         assert (little.layers(LAYERS) is None) == (much.first_layer is None and much.last_layer is None)
         assert little.schedule == much.schedule
         assert little.identity_loss_weight == much.identity_loss_weight
-    classifiers = {member.name for member in real.members if member.kind == "classifier"}
+    classifiers = {member.name for member in real.members if isinstance(member, Classifier)}
     assert set(generation_of(twin).tiny) == classifiers
 
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from preference_core.battles.lengths import read_buckets
 from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.ensemble.loading import load_config
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config, LengthBaseline
 from preference_core.errors import UserError
 from preference_training import measure, prepare
 from preference_training.battles.baseline import baseline_stage, make_baseline
@@ -62,7 +62,7 @@ def generate_command(config: ConfigPath) -> None:
         make_stage(battles_stage(settings, battles), lambda folder: make_battles(folder, battles, has_ties(settings)))
     else:
         make_stage(source_stage(settings, battles), lambda folder: make_source(folder, battles, has_ties(settings)))
-    for member in settings.members:
+    for member in chosen_members(settings, None, Classifier):
         base = generation.tiny.get(member.name)
         if base is not None:
             stage = base_stage(settings, member, base, battles)
@@ -77,14 +77,14 @@ def fit_command(
 ) -> None:
     """Train each member's LoRA adapter and score head (or length buckets), where they are not up to date."""
     settings = load_config(config, include_may_be_missing=True)
-    for chosen in chosen_members(settings, member, "length_buckets"):
-        _fit_length_buckets(settings, chosen)
-    classifiers = chosen_members(settings, member, "classifier")
+    for baseline in chosen_members(settings, member, LengthBaseline):
+        _fit_length_buckets(settings, baseline)
+    classifiers = chosen_members(settings, member, Classifier)
     for chosen in classifiers:
         check_training_inputs(settings, chosen)
     stages = {chosen.name: adapter_stage(settings, chosen) for chosen in classifiers}
     fresh = {name for name, stage in stages.items() if is_up_to_date(stage)}
-    wanted = [chosen for chosen in settings.members if chosen.name in stages.keys() - fresh]
+    wanted = [chosen for chosen in classifiers if chosen.name not in fresh]
     if not wanted:
         return
     from preference_training.fit.model import check_machine
@@ -98,7 +98,7 @@ def fit_command(
         say(stages[name], details)
 
 
-def _fit_length_buckets(config: Config, member: Member) -> None:
+def _fit_length_buckets(config: Config, member: LengthBaseline) -> None:
     """Fits the ensemble's own baseline; buckets from elsewhere must be there already."""
     if Path(member.base) != config.folders.baseline:
         read_buckets(Path(member.base), config.labels)

@@ -4,7 +4,7 @@ from pathlib import Path
 from shlex import quote
 
 from preference_core.ensemble.locations import is_hub_id
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import SystemFailure, UserError
 from preference_training.synthetic.generate import generation_of
 
@@ -18,7 +18,7 @@ def check_input(config: Config, path: Path, key: str) -> None:
     raise UserError(f"There is no file or folder `{path}`", hint)
 
 
-def check_training_inputs(config: Config, member: Member) -> None:
+def check_training_inputs(config: Config, member: Classifier) -> None:
     """`check_input` of the battles and the base that an adapter of `member` is trained from."""
     for key in ("train", "validation"):
         battles = getattr(config.data, key)

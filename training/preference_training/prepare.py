@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import UserError
 from preference_core.structure import plain
 from preference_training.battles.split import make_split, split_stage
@@ -37,7 +38,7 @@ def parameters_command(
     from preference_training.fit.parameters import count_parameters
 
     settings = load_config(config, include_may_be_missing=True)
-    chosen = chosen_members(settings, member, "classifier")
+    chosen = chosen_members(settings, member, Classifier)
     counts = [count_parameters(each, len(settings.labels)) for each in chosen]
     if as_json:
         sys.stdout.write(json.dumps(plain(counts), indent=1) + "\n")

@@ -8,13 +8,13 @@ from typing import Any
 from preference_core.artefacts.git_lfs import pull_hint
 from preference_core.battles.template import template_of
 from preference_core.battles.tokenisation import TokenisationSettings
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ArtefactError
 
 TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 
-def settings_of_checkpoint(checkpoint: Path, member: Member) -> TokenisationSettings:
+def settings_of_checkpoint(checkpoint: Path, member: Classifier) -> TokenisationSettings:
     """The settings of `member` with the special tokens that its checkpoint's tokenizer names."""
     table = tokenizer_table(checkpoint)
     return TokenisationSettings(

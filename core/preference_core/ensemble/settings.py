@@ -6,8 +6,8 @@ Holds every key that more than one part reads. What only training reads stays a 
 
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from preference_core.battles.template import Template, template_of
 from preference_core.battles.truncation import Truncation
@@ -22,7 +22,6 @@ LABELS_THREE_WAY = ("winner_model_a", "winner_model_b", "winner_tie")
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Engine = Literal["tensorrt", "onnxruntime"]
 Rounding = Literal["none", "nf4", "int8"]
-Kind = Literal["classifier", "length_buckets"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -74,9 +73,31 @@ class Build:
             raise ConfigError(f"`optimisation_level` is {self.optimisation_level}, expected 0 to 5")
 
 
-@dataclass(frozen=True)
-class Member:
-    """One classifier of the ensemble: where its weights are, how it reads a battle, and how it is served.
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What every member has: where it is from, how Triton runs it, and how close to the original it must be."""
+
+    name: str
+    base: str
+    revision: str | None = None
+    instances: int = 1
+    threads: int = 1
+    parity: ParityLimits = field(default_factory=ParityLimits)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name in RESERVED_MODEL_NAMES:
+            raise ConfigError(
+                f"`name` is `{self.name}`",
+                hint="A member's name is lower-case letters, digits and underscores, and none of: "
+                + ", ".join(sorted(RESERVED_MODEL_NAMES)),
+            )
+        at_least("instances", self.instances, 1)
+        at_least("threads", self.threads, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Served):
+    """A member that reads text: where its weights are, how it reads a battle, and how it is served.
 
     Several `adapter`s (of folds, say) become one member whose weights are the mean of the merged ones;
     `adapter_revision` then may be a list, too, with "" for those that are folders. `base_rounding`
@@ -88,18 +109,13 @@ class Member:
 
     `template` is the name of a preset or a table; `special_tokens = "template"` says that training put round a text
     what the template does, although the base's tokenizer does otherwise.
-
-    A member of the kind `length_buckets` is the length baseline: `base` is the folder of fitted buckets, and whatever
-    concerns text, weights and precision has no meaning.
     """
 
-    name: str
-    base: str
-    template: str | Template = ""
+    kind: Literal["classifier"] = "classifier"
+    template: str | Template
     special_tokens: Literal["template"] | None = None
-    max_tokens: int = 0
+    max_tokens: int
     adapter: str | tuple[str, ...] | None = None
-    revision: str | None = None
     adapter_revision: str | tuple[str, ...] | None = None
     adapter_base: str | None = None
     base_rounding: Rounding = "none"
@@ -108,23 +124,14 @@ class Member:
     precision: Precision = "fp32"
     engine: Engine = "onnxruntime"
     gpus: tuple[int, ...] = ()
-    instances: int = 1
-    threads: int = 1
     quantisation: Quantisation | None = None
     build: Build = field(default_factory=Build)
-    parity: ParityLimits = field(default_factory=ParityLimits)
     training: Mapping[str, Any] = field(default_factory=dict)
-    kind: Kind = "classifier"
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name in RESERVED_MODEL_NAMES:
-            raise ConfigError(
-                f"`name` is `{self.name}`",
-                hint="A member's name is lower-case letters, digits and underscores, and none of: "
-                + ", ".join(sorted(RESERVED_MODEL_NAMES)),
-            )
-        at_least("instances", self.instances, 1)
-        at_least("threads", self.threads, 1)
+        super().__post_init__()
+        template_of(self.template)
+        at_least("max_tokens", self.max_tokens, 16)
         for number in self.gpus:
             at_least("gpus", number, 0)
         if len(set(self.gpus)) < len(self.gpus):
@@ -132,10 +139,14 @@ class Member:
                 f"`gpus` is {list(self.gpus)}, which names one twice",
                 hint="For several copies on one GPU set `instances`, which counts per GPU.",
             )
-        if self.kind == "classifier":
-            self._check_classifier()
-        else:
-            self._check_length_buckets()
+        if self.adapter == ():
+            raise ConfigError("`adapter` is an empty list", hint="Leave it out where the base brings its own head.")
+        if len(self.adapter_revisions) != len(self.adapters):
+            raise ConfigError(
+                f"`adapter_revision` has {len(self.adapter_revisions)} entries, `adapter` has {len(self.adapters)}",
+                hint='One for each adapter, "" for a folder; or one text for all.',
+            )
+        self._check_quantisation()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -151,30 +162,6 @@ class Member:
             return tuple(revision or None for revision in self.adapter_revision)
         return (self.adapter_revision,) * len(self.adapters)
 
-    def _check_classifier(self) -> None:
-        if not self.template:
-            raise ConfigError("`template` is missing")
-        template_of(self.template)
-        at_least("max_tokens", self.max_tokens, 16)
-        if self.adapter == ():
-            raise ConfigError("`adapter` is an empty list", hint="Leave it out where the base brings its own head.")
-        if len(self.adapter_revisions) != len(self.adapters):
-            raise ConfigError(
-                f"`adapter_revision` has {len(self.adapter_revisions)} entries, `adapter` has {len(self.adapters)}",
-                hint='One for each adapter, "" for a folder; or one text for all.',
-            )
-        self._check_quantisation()
-
-    def _check_length_buckets(self) -> None:
-        shared = ("name", "base", "kind", "revision", "instances", "threads", "parity")
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            unset = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-            if entry.name not in shared and value != unset:
-                raise ConfigError(
-                    f"`{entry.name}` has no meaning for a member of the kind `length_buckets`", hint="Remove it."
-                )
-
     def _check_quantisation(self) -> None:
         if self.quantisation is None:
             return
@@ -186,6 +173,24 @@ class Member:
                 "`quantisation.method` is `dynamic`",
                 hint="It is for the precision `int8` of ONNX Runtime on a CPU; use `static`.",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthBaseline(Served):
+    """The length baseline as a member: `base` is the folder of its fitted buckets. It has no text, weights or GPU."""
+
+    kind: Literal["length_buckets"] = "length_buckets"
+    #: The number of the bucket is the one token of a battle.
+    max_tokens: ClassVar[int] = 1
+    adapters: ClassVar[tuple[str, ...]] = ()
+    adapter_revisions: ClassVar[tuple[str | None, ...]] = ()
+    precision: ClassVar[Precision] = "fp32"
+    quantisation: ClassVar[None] = None
+    engine: ClassVar[Literal["onnxruntime"]] = "onnxruntime"
+    gpus: ClassVar[tuple[int, ...]] = ()
+
+
+Member = Classifier | LengthBaseline
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from preference_core.battles.template import template_of
 from preference_core.battles.tokenisation import TOKENIZER_FILE, TokenisationSettings, read_tokenizer
 from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, tokenizer_table
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ArtefactError
 
 
@@ -53,7 +53,7 @@ def voices_of(checkpoint: Path, settings: TokenisationSettings) -> dict[str, Aro
 
 
 def check_special_tokens(
-    member: Member, origin: str, settings: TokenisationSettings, voices: Mapping[str, Around], *, own: bool = False
+    member: Classifier, origin: str, settings: TokenisationSettings, voices: Mapping[str, Around], *, own: bool = False
 ) -> None:
     """Raises `ArtefactError` where one of `voices` says otherwise than the template, unless `special_tokens` allows it.
 

@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from preference_core.ensemble.locations import is_hub_id
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError, UserError
 from preference_core.structure import structure
 from preference_export.checkpoint.files import ADAPTER_WEIGHTS, TensorFiles, read_json
@@ -130,7 +130,7 @@ def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
     return Adapter(config, str(table.get("base_model_name_or_path") or ""), files, loras, saved)
 
 
-def check_named_base(adapter: Adapter, member: Member) -> None:
+def check_named_base(adapter: Adapter, member: Classifier) -> None:
     """Refuses an adapter that names another base on the hub: merged into one of equal shapes, it would look right.
 
     Folders say nothing about what is in them, so that only hub ids are compared. `adapter_base` accepts a name.

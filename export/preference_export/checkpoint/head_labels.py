@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ArtefactError
 from preference_export.checkpoint.files import read_json
 
@@ -16,7 +16,7 @@ from preference_export.checkpoint.files import read_json
 ONE_LABEL_OF_SEVERAL = "single_label_classification"
 
 
-def check_head(member: Member, base: Any, adapters: Iterable[Path], labels: Sequence[str]) -> None:
+def check_head(member: Classifier, base: Any, adapters: Iterable[Path], labels: Sequence[str]) -> None:
     """Refuses a head that names other labels than the configuration, or whose logits a softmax would misread.
 
     `base` is the `transformers` configuration of the base. An adapter brings the head; the names are then in its own
@@ -33,7 +33,7 @@ def check_head(member: Member, base: Any, adapters: Iterable[Path], labels: Sequ
         _check_names(member, f"`{folder}`", _names(own.get("id2label"), path), labels)
 
 
-def _check_names(member: Member, where: str, named: Sequence[str], labels: Sequence[str]) -> None:
+def _check_names(member: Classifier, where: str, named: Sequence[str], labels: Sequence[str]) -> None:
     expected = list(member.head_labels or labels)
     unnamed = [f"LABEL_{index}" for index in range(len(named))]  # what `transformers` calls labels that nobody named
     if list(named) in (expected, unnamed):

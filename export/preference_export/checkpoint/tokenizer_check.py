@@ -13,7 +13,7 @@ from typing import Any
 from preference_core.artefacts.manifest import sha256_of
 from preference_core.battles.tokenisation import TOKENIZER_FILE, TokenisationSettings, read_tokenizer
 from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.ensemble.special_tokens import Around, check_special_tokens, voices_of
 from preference_core.errors import ArtefactError
 from preference_export.checkpoint.files import Checkpoint
@@ -36,7 +36,7 @@ def tokenizer_of(source: Source) -> Checkpoint:
     return next(whole, source.base)
 
 
-def check_reading(member: Member, source: Source, settings: TokenisationSettings) -> None:
+def check_reading(member: Classifier, source: Source, settings: TokenisationSettings) -> None:
     """Raises `ArtefactError` where the tokenizer of training would have read a text otherwise than the exported one.
 
     The tokenizers of training are those saved with the adapters; where there are none, it is the base's.

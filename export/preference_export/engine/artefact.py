@@ -7,7 +7,7 @@ from typing import Any
 
 from preference_core.artefacts.artefact import Artefact
 from preference_core.artefacts.manifest import Manifest, verify
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import ArtefactError
 from preference_core.progress import StepDone
 from preference_core.structure import plain
@@ -20,7 +20,7 @@ KIND = "engine"
 TIMING_CACHE = "timing.cache"
 
 
-def build_member_engine(config: Config, member: Member, progress: StepDone) -> bool:
+def build_member_engine(config: Config, member: Classifier, progress: StepDone) -> bool:
     """Builds the engine of an exported member; False when it was there, built here from the same graph."""
     trt = tensorrt_module()
     folder = config.folders.engine(member.name)
@@ -39,7 +39,7 @@ def build_member_engine(config: Config, member: Member, progress: StepDone) -> b
     return True
 
 
-def built_engine(config: Config, member: Member) -> Manifest:
+def built_engine(config: Config, member: Classifier) -> Manifest:
     """The manifest of an engine that is unchanged and was built from the member's graph as it is now."""
     folder = config.folders.engine(member.name)
     manifest = verify(folder)
@@ -51,7 +51,7 @@ def built_engine(config: Config, member: Member) -> Manifest:
     return manifest
 
 
-def _made_from(config: Config, member: Member, exported: Manifest) -> dict[str, Any]:
+def _made_from(config: Config, member: Classifier, exported: Manifest) -> dict[str, Any]:
     return {
         "files": {name: exported.files[name].sha256 for name in (MODEL_FILE, DATA_FILE)},
         "build": plain(member.build),

@@ -33,9 +33,9 @@ from preference_export.gate.tensorrt_classifier import classifiers_of_plan
 from preference_export.graph.member import exported_member
 from preference_export.graph.precision import recipe_of
 from preference_export.original.calibration import sample_of
-from preference_export.original.classifier import Classifier, Logits, TokenIds
 from preference_export.original.member import reference_of
 from preference_export.original.memory import fits
+from preference_export.original.model import Logits, Model, TokenIds
 from preference_export.original.sample import Sample, read_sample
 
 
@@ -46,7 +46,7 @@ class CannotCheckError(UserError):
 #: Memory that ONNX Runtime may take on a CPU, in multiples of a file's weights: it widens and repacks them.
 COPIES_OF_WEIGHTS = 3
 #: One way to run an artefact, and how many sequences are packed into a call.
-Way = tuple[Classifier, int]
+Way = tuple[Model, int]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import onnxruntime
 from preference_core import tensors
 from preference_core.errors import ArtefactError, SystemFailure
 from preference_export.graph.precision import CUDA_OPTIONS
-from preference_export.original.classifier import Logits, TokenIds
+from preference_export.original.model import Logits, TokenIds
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"

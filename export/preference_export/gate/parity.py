@@ -12,7 +12,7 @@ from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.metrics import log_loss
 from preference_core.ensemble.settings import ParityLimits, Precision
 from preference_core.errors import ParityError
-from preference_export.original.classifier import Classifier, Logits, TokenIds
+from preference_export.original.model import Logits, Model, TokenIds
 
 #: Limits that hold where the configuration gives none. FP32 differs by rounding only; elsewhere a near tie may flip.
 DEFAULT_LIMITS: dict[Precision, ParityLimits] = {
@@ -65,7 +65,7 @@ class Parity:
 
 
 def measure(
-    artefact: Classifier,
+    artefact: Model,
     reference: Logits,
     sequences: Sequence[TokenIds],
     targets: Sequence[int] | None = None,
@@ -135,7 +135,7 @@ def packs(sequences: Sequence[TokenIds], size: int = PACKED_SEQUENCES) -> list[l
     return [ordered[start::count] for start in range(count)]
 
 
-def logits_alone(artefact: Classifier, sequences: Sequence[TokenIds]) -> Logits:
+def logits_alone(artefact: Model, sequences: Sequence[TokenIds]) -> Logits:
     """Logits `[sequences, labels]`, each sequence asked alone."""
     return np.concatenate([artefact.logits([ids]) for ids in sequences])
 

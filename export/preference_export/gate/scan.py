@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from preference_export.gate.onnx_classifier import CPU_PROVIDER, feeds_of, session_of
 from preference_export.gate.parity import packs
-from preference_export.original.classifier import Logits, TokenIds
+from preference_export.original.model import Logits, TokenIds
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 #: Nodes whose outputs are activations that a user can make sense of. Masks and their like are left out.

@@ -16,7 +16,7 @@ from preference_core.artefacts.manifest import Manifest, amend_manifest, verify
 from preference_core.battles.lengths import read_buckets, write_buckets
 from preference_core.battles.tokenisation import write_tokenisation
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
 from preference_core.errors import ArtefactError
 from preference_core.progress import BytesDone
 from preference_core.structure import plain
@@ -69,7 +69,7 @@ class OpenedMember:
         return sum(torch.Size(shape).numel() for shape in self.weights.shapes.values()) * self.recipe.dtype.itemsize
 
 
-def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
+def open_member(config: Config, member: Classifier, source: Source) -> OpenedMember:
     """Reads configuration and headers, and refuses whatever does not fit together."""
     published = hugging_face_config(source.base.folder)
     architecture = architecture_of(published)
@@ -92,7 +92,7 @@ def open_member(config: Config, member: Member, source: Source) -> OpenedMember:
 
 def settings_of(config: Config, member: Member) -> dict[str, Any]:
     """The part of the configuration that decides the content of an exported member."""
-    if member.kind == "length_buckets":
+    if isinstance(member, LengthBaseline):
         return {"labels": list(config.labels), "kind": member.kind}
     keys = ("template", "special_tokens", "max_tokens", "truncation", "base_rounding")
     values = {key: plain(getattr(member, key)) for key in keys}
@@ -107,14 +107,16 @@ def export_member(
     `started` is told the number of bytes to come, `report` those written.
     """
     inputs = input_hashes(source)
-    ranges, origin = ranges_of(config, member, inputs) if recipe_of(member).calibrated else (None, None)
+    ranges, origin = None, None
+    if isinstance(member, Classifier) and recipe_of(member).calibrated:
+        ranges, origin = ranges_of(config, member, inputs)
     made_from = {"settings": settings_of(config, member), "inputs": inputs, "calibration": origin}
     artefact = Artefact(config.folders.exported(member.name), KIND, made_from, versions())
     current = artefact.current(WEIGHT_BYTES)
     if current is not None:
         _note_origins(config.folders.exported(member.name), current, source)
         return False
-    if member.kind == "length_buckets":
+    if isinstance(member, LengthBaseline):
         _write_length_buckets(artefact, config, source)
         return True
     opened = open_member(config, member, source)

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from preference_core.artefacts.manifest import verify
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import ArtefactError
 from preference_core.structure import plain
 from preference_export.graph.quantise import Ranges
@@ -18,7 +18,7 @@ KIND = "calibration"
 RANGES_FILE = "calibration.safetensors"
 
 
-def ranges_of(config: Config, member: Member, inputs: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
+def ranges_of(config: Config, member: Classifier, inputs: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
     """The measured ranges of a member by GEMM, and what identifies them.
 
     `ArtefactError` when there are none, or they are of other files than `inputs` (hashes by role) or other settings.
@@ -40,6 +40,6 @@ def ranges_of(config: Config, member: Member, inputs: Mapping[str, Any]) -> tupl
     return load_file(folder / RANGES_FILE), {"sha256": manifest.files[RANGES_FILE].sha256}
 
 
-def calibration_settings(member: Member) -> dict[str, Any]:
+def calibration_settings(member: Classifier) -> dict[str, Any]:
     """The part of a member's configuration that decides what its ranges are measured on."""
     return {key: plain(getattr(member, key)) for key in ("template", "max_tokens", "truncation", "base_rounding")}

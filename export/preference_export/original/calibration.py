@@ -23,7 +23,7 @@ from preference_core.artefacts.artefact import Artefact, versions_of
 from preference_core.artefacts.manifest import sha256_of
 from preference_core.battles.tokenisation import BattleTokenizer, write_tokenisation
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import ConfigError, UserError
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.source import Source, input_hashes
@@ -43,7 +43,7 @@ MEASURE_INPUTS = {
 }
 
 
-def calibrate_member(config: Config, member: Member, source: Source, reference: Callable[[], Reference]) -> bool:
+def calibrate_member(config: Config, member: Classifier, source: Source, reference: Callable[[], Reference]) -> bool:
     """Measures and writes the ranges of a member; False when they were there, made from the same inputs.
 
     `reference` loads the original model, if it is needed.
@@ -86,7 +86,7 @@ def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int
     }
 
 
-def tokenised(member: Member, source: Source, sample: Sample) -> list[npt.NDArray[np.int32]]:
+def tokenised(member: Classifier, source: Source, sample: Sample) -> list[npt.NDArray[np.int32]]:
     """Token ids of the sample's battles, each with its responses in both orders."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = tokenizer_of(source).folder

@@ -3,22 +3,22 @@
 import math
 
 from preference_core.battles.lengths import read_buckets
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.checkpoint.source import Source
 from preference_export.graph.member import open_member
-from preference_export.original.classifier import Classifier
 from preference_export.original.layered import LayeredReference
 from preference_export.original.lengths import LengthReference
 from preference_export.original.memory import device_in_use, fits
+from preference_export.original.model import Model
 from preference_export.original.whole import Reference
 
 FLOAT_BYTES = 4
 
 
-def reference_of(config: Config, member: Member, source: Source) -> Classifier:
+def reference_of(config: Config, member: Member, source: Source) -> Model:
     """What a member is compared with: the original model, whole where it fits into memory, or its length buckets."""
-    if member.kind == "length_buckets":
+    if isinstance(member, LengthBaseline):
         return LengthReference(read_buckets(source.base.folder, config.labels))
     weights = open_member(config, member, source).weights
     parameters = sum(math.prod(shape) for shape in weights.shapes.values())
@@ -28,7 +28,7 @@ def reference_of(config: Config, member: Member, source: Source) -> Classifier:
     return LayeredReference(source.base.folder, adapter, len(config.labels), weights.base)
 
 
-def original_of(config: Config, member: Member, source: Source) -> Reference:
+def original_of(config: Config, member: Classifier, source: Source) -> Reference:
     """The original model, whole."""
     return _whole(source, open_member(config, member, source).weights.base, len(config.labels))
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from preference_core.battles.battle import Battle
 from preference_core.battles.lengths import LengthBuckets, read_buckets
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
 from preference_core.errors import ArtefactError, SystemFailure, UserError
 from preference_core.progress import StepDone
 from preference_training.evaluation.combination import combination_of_members
@@ -66,7 +66,7 @@ def predict(
 
 def _open(member: Member, labels: Sequence[str], batch_size: int, done: Done) -> Answer:
     """Finds and checks what a member needs, so that whatever is missing is known before anything long begins."""
-    if member.kind == "length_buckets":
+    if isinstance(member, LengthBaseline):
         return partial(_answer_by_length, read_buckets(Path(member.base), labels), done)
     base, adapter = checked_folders(member, len(labels))
 
@@ -86,7 +86,7 @@ def _answer_by_length(buckets: LengthBuckets, done: Done, battles: Sequence[Batt
     return rows.astype(np.float64), np.zeros(len(battles), dtype=np.int64)
 
 
-def checked_folders(member: Member, labels: int) -> tuple[Path, Path | None]:
+def checked_folders(member: Classifier, labels: int) -> tuple[Path, Path | None]:
     """Where the member's base and adapter lie, fetched if need be.
 
     Raises `ArtefactError` when neither the adapter nor, without one, the base holds a head for `labels` labels.
@@ -97,7 +97,7 @@ def checked_folders(member: Member, labels: int) -> tuple[Path, Path | None]:
     return base, adapter
 
 
-def load_member(member: Member, base: Path, adapter: Path | None, labels: int) -> PeftModel:
+def load_member(member: Classifier, base: Path, adapter: Path | None, labels: int) -> PeftModel:
     """The base as the member's recipe loads it, with its adapter, on the GPU if there is one; ready to be asked."""
     with quiet_transformers():
         model = classifier(base, member, recipe_of(member), labels)
@@ -107,7 +107,7 @@ def load_member(member: Member, base: Path, adapter: Path | None, labels: int) -
     return model
 
 
-def adapter_folder(member: Member) -> Path:
+def adapter_folder(member: Classifier) -> Path:
     """The folder of a member's adapter; a hub id is fetched at its revision (safetensors and JSON only)."""
     if len(member.adapters) > 1:
         raise UserError(
@@ -166,7 +166,7 @@ def _batch_logits(
     return values
 
 
-def _check_head(member: Member, files: Sequence[Path], labels: int) -> None:
+def _check_head(member: Classifier, files: Sequence[Path], labels: int) -> None:
     """Refuses weights without a trained head: Transformers would make a random one and say so only in its log."""
     source = "adapter" if member.adapter is not None else "base"
     for path in files:

@@ -22,7 +22,7 @@ from preference_core.battles.tokenisation import (
 from preference_core.ensemble.locations import is_hub_id
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
 from preference_core.ensemble.metrics import log_losses
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.progress import StepDone
 from preference_core.tensors import FIELDS
 from preference_training.battles.rows import LabelledBattles
@@ -58,7 +58,7 @@ def truncation_costs(
     the member's name, how many battles are done, and of how many.
     """
     costs = []
-    for member in chosen_members(config, None, "classifier"):
+    for member in chosen_members(config, None, Classifier):
         tokenizer = _tokenizer_of(config, member)
         dropped = read.dropped.get(member.name)
         if tokenizer is None:
@@ -102,7 +102,7 @@ def _mean_among(values: Array, rows: Mask, resamples: Resamples) -> Estimate | N
     return resamples.means([values], [rows])[0] if rows.any() else None
 
 
-def _tokenizer_of(config: Config, member: Member) -> BattleTokenizer | None:
+def _tokenizer_of(config: Config, member: Classifier) -> BattleTokenizer | None:
     """The tokenizer that was exported for a member, if it is the configured one, else that of its base."""
     exported = config.folders.exported(member.name)
     if (exported / SETTINGS_FILE).is_file():
@@ -116,7 +116,7 @@ def _tokenizer_of(config: Config, member: Member) -> BattleTokenizer | None:
     return BattleTokenizer(read_tokenizer(base / TOKENIZER_FILE), settings_of_checkpoint(base, member))
 
 
-def _base_folder(member: Member) -> Path | None:
+def _base_folder(member: Classifier) -> Path | None:
     """The folder with the tokenizer of a member's base; of a hub id, that in the local cache: nothing is fetched."""
     folder = Path(member.base)
     if is_hub_id(member.base):

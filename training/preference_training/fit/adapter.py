@@ -8,7 +8,7 @@ from typing import Any
 
 from preference_core.artefacts.artefact import versions_of
 from preference_core.ensemble.locations import is_hub_id
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import ConfigError
 from preference_core.structure import plain
 from preference_training.fit.recipe import recipe_of
@@ -18,7 +18,7 @@ from preference_training.stages import Stage, content_of
 FIT_VERSION = 3
 
 
-def adapter_stage(config: Config, member: Member) -> Stage:
+def adapter_stage(config: Config, member: Classifier) -> Stage:
     """The folder of a member's adapter, made from its recipe, its base, the battles and how they are read."""
     if not isinstance(member.adapter, str) or member.adapter_revision is not None:
         absent = "is a list" if member.adapter else "is missing"

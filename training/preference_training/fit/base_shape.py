@@ -9,11 +9,11 @@ from typing import Any
 
 from preference_core.ensemble.locations import is_hub_id
 from preference_core.ensemble.published import BASES, Shape
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import SystemFailure, UserError
 
 
-def shape_of(member: Member) -> Shape:
+def shape_of(member: Classifier) -> Shape:
     """What the `config.json` of the base says.
 
     A folder describes itself; of a hub id the published shape is known here, else `config.json` alone is fetched.
@@ -34,7 +34,7 @@ def shape_of(member: Member) -> Shape:
         ) from error
 
 
-def _read(path: Path, member: Member) -> dict[str, Any]:
+def _read(path: Path, member: Classifier) -> dict[str, Any]:
     try:
         shape = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

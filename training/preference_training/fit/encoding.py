@@ -16,14 +16,14 @@ from preference_core.battles.tokenisation import (
     write_tokenisation,
 )
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.ensemble.special_tokens import check_special_tokens, voices_of
 from preference_training.battles.identities import Identities
 from preference_training.battles.rows import LabelledBattles
 from preference_training.fit.battle_order import Example
 
 
-def tokenizer_of(member: Member, checkpoint: Path) -> BattleTokenizer:
+def tokenizer_of(member: Classifier, checkpoint: Path) -> BattleTokenizer:
     """The tokenizer that serving will use for `member`."""
     settings = settings_of_checkpoint(checkpoint, member)
     check_special_tokens(member, str(checkpoint), settings, voices_of(checkpoint, settings))

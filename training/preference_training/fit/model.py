@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAnd
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from preference_core.ensemble.locations import is_hub_id
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import SystemFailure, UserError
 from preference_training.fit.recipe import Recipe
 
@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BASE_FILES = ("*.json", "*.safetensors")
 
 
-def base_folder(member: Member) -> Path:
+def base_folder(member: Classifier) -> Path:
     """The folder of a member's base; a hub id is fetched at the member's revision (safetensors and JSON only)."""
     if not is_hub_id(member.base):
         if not (Path(member.base) / "config.json").is_file():
@@ -43,7 +43,7 @@ def base_folder(member: Member) -> Path:
         ) from error
 
 
-def check_machine(member: Member, recipe: Recipe) -> None:
+def check_machine(member: Classifier, recipe: Recipe) -> None:
     """Refuses a recipe that this machine cannot run, before anything long begins."""
     has_gpu = torch.cuda.is_available()
     if recipe.quantisation != "none" and not (has_gpu and is_bitsandbytes_available()):
@@ -79,7 +79,7 @@ def lora_settings(recipe: Recipe, layers: int, heads: Sequence[str] = ("score",)
     )
 
 
-def classifier(folder: Path, member: Member, recipe: Recipe, labels: int, identities: int = 0) -> PeftModel:
+def classifier(folder: Path, member: Classifier, recipe: Recipe, labels: int, identities: int = 0) -> PeftModel:
     """The base of `folder`, frozen, with a new score head `[labels, hidden]`, and LoRA as the recipe says.
 
     `identities` above 0 adds one more head for both identities, `[2 * identities, hidden]`. Heads are FP32 whatever the

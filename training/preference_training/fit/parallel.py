@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from queue import Empty, Queue
 from typing import Any
 
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import SystemFailure
 from preference_training.fit.adapter import adapter_stage
 
@@ -32,7 +32,7 @@ def default_jobs(members: int) -> int:
     return 1 if torch.cuda.is_available() else min(members, _cores())
 
 
-def fit_members(config: Config, members: Sequence[Member], jobs: int, report: MemberReport) -> dict[str, Measured]:
+def fit_members(config: Config, members: Sequence[Classifier], jobs: int, report: MemberReport) -> dict[str, Measured]:
     """Fits `members` into their folders, `jobs` at a time; returns what was measured, by name.
 
     The first error is raised once the members that had begun are done; those that had not are left out.
@@ -79,14 +79,14 @@ def _die_silently_of_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _fit_in_worker(config: Config, member: Member, threads: int, reports: "Queue[Any]") -> Measured:
+def _fit_in_worker(config: Config, member: Classifier, threads: int, reports: "Queue[Any]") -> Measured:
     import torch
 
     torch.set_num_threads(threads)
     return _fit_into_place(config, member, lambda *progress: reports.put(progress))
 
 
-def _fit_into_place(config: Config, member: Member, report: MemberReport) -> Measured:
+def _fit_into_place(config: Config, member: Classifier, report: MemberReport) -> Measured:
     from preference_training.fit.trainer import fit
 
     stage = adapter_stage(config, member)

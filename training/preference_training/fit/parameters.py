@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_training.fit.base_shape import shape_of
 from preference_training.fit.model import lora_settings
 from preference_training.fit.quiet_libraries import quiet_transformers
@@ -27,7 +27,7 @@ class ParameterCount:
     total: int
 
 
-def count_parameters(member: Member, labels: int) -> ParameterCount:
+def count_parameters(member: Classifier, labels: int) -> ParameterCount:
     """The exact counts for a classifier of `labels` labels; needs the base's shape only.
 
     A quantised base has as many parameters as one that is not, so `quantisation` changes nothing here.

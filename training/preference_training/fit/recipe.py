@@ -6,7 +6,7 @@ Says nothing of how it is done; see `model` and `fit`.
 from dataclasses import dataclass
 from typing import Literal
 
-from preference_core.ensemble.settings import Member
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError
 from preference_core.structure import structure
 
@@ -87,6 +87,6 @@ class Recipe:
         return list(range(first, last + 1))
 
 
-def recipe_of(member: Member) -> Recipe:
+def recipe_of(member: Classifier) -> Recipe:
     """The checked table `[member.training]`."""
     return structure(Recipe, member.training, f"member.{member.name}.training")

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from preference_core.battles.tokenisation import BattleTokenizer
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.metrics import accuracy, log_loss
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import ConfigError, SystemFailure
 from preference_training.battles.identities import read_identities
 from preference_training.battles.rows import read_labelled
@@ -46,7 +46,7 @@ Report = Callable[[int, int, Mapping[str, float]], None]
 def fit(
     folder: Path,
     config: Config,
-    member: Member,
+    member: Classifier,
     report: Report,
     seconds_between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _arguments(recipe: Recipe, output: Path, examples: int) -> TrainingArguments
 
 
 def _callbacks(
-    folder: Path, member: Member, recipe: Recipe, held_out: list[Example] | None, report: Report
+    folder: Path, member: Classifier, recipe: Recipe, held_out: list[Example] | None, report: Report
 ) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = [_Reporter(report)]
     if held_out is None and recipe.evaluations_per_epoch:
@@ -211,7 +211,7 @@ def _callbacks(
     return callbacks
 
 
-def _summary_writer(member: Member, folder: Path) -> Any:
+def _summary_writer(member: Classifier, folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from preference_core.artefacts.artefact import versions_of
 from preference_core.battles.battle import battle_from_turns
 from preference_core.battles.template import Template, template_of
-from preference_core.ensemble.settings import LABELS_THREE_WAY, Config, Member
+from preference_core.ensemble.settings import LABELS_THREE_WAY, Classifier, Config
 from preference_core.errors import ConfigError, nearest
 from preference_core.structure import plain, structure
 from preference_training.battles.baseline import BaselineSettings
@@ -60,7 +60,7 @@ class Generation:
 def generation_of(config: Config) -> Generation:
     """The checked table `[training]` of a configuration."""
     generation = structure(Generation, config.training, "training")
-    names = [member.name for member in config.members if member.kind == "classifier"]
+    names = [member.name for member in config.members if isinstance(member, Classifier)]
     for name in generation.tiny:
         if name not in names:
             raise ConfigError(f"`training.tiny` names an unknown member `{name}`", hint=nearest(name, names))
@@ -113,7 +113,7 @@ def make_battles(folder: Path, counts: BattleCounts, ties: bool = True) -> dict[
     return {"lowest_log_loss": floors}
 
 
-def base_stage(config: Config, member: Member, base: TinyBase, counts: BattleCounts) -> Stage:
+def base_stage(config: Config, member: Classifier, base: TinyBase, counts: BattleCounts) -> Stage:
     """The folder of one member's base. It must lie in the build folder: nothing else may be overwritten."""
     folder = Path(member.base)
     if config.folders.root not in folder.parents:
@@ -130,7 +130,7 @@ def base_stage(config: Config, member: Member, base: TinyBase, counts: BattleCou
     return Stage(folder, "base", made_from, versions_of("tokenizers", "torch", "transformers"))
 
 
-def make_base(folder: Path, member: Member, base: TinyBase, counts: BattleCounts) -> dict[str, Any]:
+def make_base(folder: Path, member: Classifier, base: TinyBase, counts: BattleCounts) -> dict[str, Any]:
     """Writes one base, its tokenizer trained on the training battles as the member's template renders them."""
     return write_base(folder, base, rendered(generate(counts.train, counts.seed, "train"), member.template))
 

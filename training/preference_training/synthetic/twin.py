@@ -11,7 +11,7 @@ from typing import Any
 from preference_core.ensemble.folders import Folders
 from preference_core.ensemble.loading import read_config_file
 from preference_core.ensemble.published import Shape
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config, LengthBaseline
 from preference_core.errors import ConfigError
 from preference_core.structure import plain, structure
 from preference_training.battles.split import Split
@@ -61,15 +61,15 @@ def twin_of(source: Path) -> dict[str, Any]:
     name = f"{config.name}-twin"
     folders = Folders(name)
     data = {part: (folders.data / f"{part}.csv").as_posix() for part in ("train", "validation", "test")}
-    classifiers = chosen_members(config, None, "classifier")
+    classifiers = chosen_members(config, None, Classifier)
     shapes = {member.name: shape_of(member) for member in classifiers}
     twin: dict[str, Any] = {
         "name": name,
         "labels": list(config.labels),
         "member": [
-            _length_member(folders, member)
-            if member.kind == "length_buckets"
-            else _member(folders, member, table, shapes)
+            _length_baseline(folders, member)
+            if isinstance(member, LengthBaseline)
+            else _classifier(folders, member, table, shapes[member.name])
             for member, table in zip(config.members, file.table["member"], strict=True)
         ],
         "combine": _combine(name, config, file.table.get("combine", {})),
@@ -93,7 +93,7 @@ def _check(twin: Mapping[str, Any]) -> None:
     combine = {key: value for key, value in twin["combine"].items() if key != "include"}
     checked = structure(Config, {**twin, "combine": combine})
     generation_of(checked)
-    for member in chosen_members(checked, None, "classifier"):
+    for member in chosen_members(checked, None, Classifier):
         recipe_of(member).layers(LAYERS)
 
 
@@ -114,11 +114,11 @@ def _combine(name: str, config: Config, given: Mapping[str, Any]) -> dict[str, A
     return {**{key: value for key, value in given.items() if key != "include"}, "include": f"{name}-weights.toml"}
 
 
-def _length_member(folders: Folders, member: Member) -> dict[str, Any]:
+def _length_baseline(folders: Folders, member: LengthBaseline) -> dict[str, Any]:
     return {"name": member.name, "kind": member.kind, "base": folders.baseline.as_posix()}
 
 
-def _member(folders: Folders, member: Member, given: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _classifier(folders: Folders, member: Classifier, given: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     """Where it is and how it is served is the twin's; how it reads a battle, and its recipe, are the real one's."""
     max_tokens = round(min(max(member.max_tokens * TOKEN_SCALE, FEWEST_TOKENS), MOST_TOKENS))
     truncation = dict(given.get("truncation", {}))
@@ -135,11 +135,11 @@ def _member(folders: Folders, member: Member, given: Mapping[str, Any], shapes: 
         "precision": "fp32",
         "engine": "onnxruntime",
         "truncation": truncation,
-        "training": _recipe(member, given.get("training", {}), shapes[member.name]["num_hidden_layers"]),
+        "training": _recipe(member, given.get("training", {}), shape["num_hidden_layers"]),
     }
 
 
-def _recipe(member: Member, given: Mapping[str, Any], layers: int) -> dict[str, Any]:
+def _recipe(member: Classifier, given: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """The recipe in small: same modules, share of layers, schedule, losses, stopping; no 16 bits, no quantisation."""
     real = recipe_of(member)
     left_out = ("quantisation", "tensorboard", "evaluation_batch_size", "first_layer", "last_layer")
@@ -163,7 +163,7 @@ def _recipe(member: Member, given: Mapping[str, Any], layers: int) -> dict[str, 
     return recipe
 
 
-def _base(member: Member, shape: Shape, seed: int) -> dict[str, Any]:
+def _base(member: Classifier, shape: Shape, seed: int) -> dict[str, Any]:
     """A base of the same architecture, with as many query heads to a key head as the real one has."""
     group = shape["num_attention_heads"] // shape["num_key_value_heads"]
     key_value_heads = 2 if group < 3 else 1

@@ -10,7 +10,7 @@ TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
 
 
-class Classifier(Protocol):
+class Model(Protocol):
     """Anything that turns packed sequences of token ids into logits `[sequences, labels]`."""
 
     def logits(self, sequences: Sequence[TokenIds]) -> Logits: ...
