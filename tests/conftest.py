@@ -1,9 +1,13 @@
 """Every test begins with the same environment, whatever the shell or the CI has set."""
 
 import os
+import sys
+import venv
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 #: Names a file of real battles in the published format, which is not part of the project.
 REAL_BATTLES = "PREFERENCE_REAL_BATTLES"
@@ -26,3 +30,42 @@ def real_battles():
     if REAL_BATTLES not in os.environ:
         pytest.skip(f"{REAL_BATTLES} names no file of real battles")
     return Path(os.environ[REAL_BATTLES]).resolve()
+
+
+def closure_of(requirement_name):
+    """The installed distributions that the named one declares, directly and indirectly."""
+    found: dict[str, Distribution] = {}
+    waiting = [Requirement(requirement_name)]
+    while waiting:
+        wanted = waiting.pop()
+        key = f"{wanted.name.lower()}[{','.join(sorted(wanted.extras))}]"
+        if key in found:
+            continue
+        found[key] = distribution(wanted.name)
+        for text in found[key].requires or ():
+            needed = Requirement(text)
+            extras = wanted.extras or {""}
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(needed)
+    return found.values()
+
+
+@pytest.fixture(scope="session")
+def bare_environment():
+    """Makes a virtual environment that holds what one of this project's distributions declares, and nothing else.
+
+    The project's own distributions are left out. What is installed here is linked, not installed again.
+    """
+
+    def make(folder, requirement_name):
+        venv.create(folder, with_pip=False)
+        site = next((folder / "lib").glob("python3*")) / "site-packages"
+        for found in closure_of(requirement_name):
+            if found.metadata["Name"].lower().startswith("preference-"):
+                continue
+            for top in {Path(str(file)).parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+                if not (site / top).exists():
+                    (site / top).symlink_to(found.locate_file(top))
+        return folder / "bin" / Path(sys.executable).name
+
+    return make
