@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -13,26 +14,30 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from preference_client.in_flight import MAX
+from preference_client.journal import Journal
 from preference_client.progress import Counts, ScoringProgress, given_up
 from preference_client.readers import BattleFile
 from preference_client.retries import Patience
-from preference_client.rows import Failure
-from preference_client.scorer import DEFAULT_MAX_IN_FLIGHT, DEFAULT_URL, Scorer
+from preference_client.rows import Failure, Outcome
+from preference_client.scorer import DEFAULT_URL, Scorer
 from preference_client.transport import Tls
-from preference_client.writers import check_output, discard, errors_path, failure_writer, prediction_writer
+from preference_client.writers import check_output, errors_path, schema_of
+from preference_core.artefacts.manifest import sha256_of
 from preference_core.battles.battle import InvalidText
 from preference_core.command import TRACEBACK_HELP, run_command
-from preference_core.errors import PreferenceError, SystemFailure, UserError
+from preference_core.errors import PreferenceError, ServerError, SystemFailure, UserError
 from preference_core.files.formats import FormatName
+from preference_core.files.rows import STANDARD_INPUT
 
 EXIT_SOME_FAILED = 3
 EXIT_SIGNAL = 128
 STANDARD_ERROR = 2
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-EXIT_CODES = """Exit codes: 0 every row was scored. 1 the server or the machine failed; the same command may succeed
-later. 2 something given is wrong. 3 some rows failed, the others were scored. 130, 143 stopped by SIGINT, SIGTERM.
-After 1, 2 and a stop, an older output is unchanged."""
+EXIT_CODES = """Exit codes: 0 every row was scored. 1 the server or the machine failed; the same command goes on from
+there. 2 something given is wrong. 3 some rows failed, the others were scored. 129, 130, 143 stopped by SIGHUP, SIGINT,
+SIGTERM; the same command goes on from there. After 1, 2 and a stop, an older output is unchanged."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -61,7 +66,12 @@ def score(
     file_format: Annotated[
         FormatName | None, typer.Option("--format", help="By default what the input's suffix tells.")
     ] = None,
-    max_in_flight: Annotated[int, typer.Option(help="Requests under way at a time.")] = DEFAULT_MAX_IN_FLIGHT,
+    resume: Annotated[
+        bool, typer.Option(help="Go on where the same run was stopped, if it was; or start from the first row.")
+    ] = True,
+    max_in_flight: Annotated[
+        int, typer.Option(help="Most requests under way at a time; the server decides how many are useful.")
+    ] = MAX,
     timeout_s: Annotated[float, typer.Option(help="Seconds that one request may take.")] = Patience.timeout_s,
     deadline_s: Annotated[
         float, typer.Option(help="Seconds that one row may take, retries included.")
@@ -76,7 +86,7 @@ def score(
 
     Rows that cannot be scored are listed in a second file: `predictions.errors.csv` beside `predictions.csv`.
     """
-    with _stopped_by_signals(output):
+    with _stopped_by_signals(output) as stopping:
         check_output(output, battles)
         secure = tls or any((root_certificates, private_key, certificate_chain))
         with (
@@ -96,9 +106,23 @@ def score(
                 tls=Tls(root_certificates, private_key, certificate_chain) if secure else None,
             ) as scorer,
         ):
-            counts = _score_file(battle_file, scorer, output, submission)
-    _summarise(counts, output, json_summary)
-    raise typer.Exit(EXIT_SOME_FAILED if counts.failed else 0)
+            if submission and not battle_file.has_ids:
+                raise UserError(f"`{battles}` has no column `id`, which a submission needs", hint="Pass `--id-column`.")
+            ensemble = scorer.ensemble
+            run = {
+                "the input": _content_of(battles),
+                "--format": file_format,
+                "--id-column": id_column,
+                "--invalid-text": invalid_text,
+                "--submission": submission,
+                "--weights": weights,
+                **{f"the server's {key}": value for key, value in asdict(ensemble).items()},
+            }
+            schema = schema_of(ensemble.labels, ensemble.members, submission)
+            with Journal(output, json.loads(json.dumps(run)), schema, resume=resume) as journal:
+                _score_file(battle_file, scorer, journal, submission, stopping)
+    _summarise(journal.counts, output, json_summary)
+    raise typer.Exit(EXIT_SOME_FAILED if journal.counts.failed else 0)
 
 
 def weights_of(text: str) -> dict[str, float]:
@@ -113,37 +137,48 @@ def weights_of(text: str) -> dict[str, float]:
     return weights
 
 
-def _score_file(battles: BattleFile, scorer: Scorer, output: Path, submission: bool) -> Counts:
-    console = Console(stderr=True)
-    if submission and not battles.has_ids:
-        raise UserError(f"`{battles.path}` has no column `id`, which a submission needs", hint="Pass `--id-column`.")
+def _content_of(battles: str) -> str:
+    """What tells one input from another; of what can be read only once, the rows themselves do."""
+    path = Path(battles)
+    return f"SHA-256 {sha256_of(path)}" if battles != STANDARD_INPUT and path.is_file() else "a stream"
+
+
+def _score_file(battles: BattleFile, scorer: Scorer, journal: Journal, submission: bool, stopping: "_Stopping") -> None:
+    console, counts = Console(stderr=True), journal.counts
     if not battles.has_ids:
         console.print(f"`{battles.path}` has no column `id`: the rows are numbered from 1", markup=False)
-    counts = Counts()
-    with (
-        prediction_writer(output, scorer.labels, scorer.members, submission) as write,
-        failure_writer(errors_path(output)) as write_failure,
-        ScoringProgress(console, battles) as progress,
-    ):
-        for outcome in scorer.score_many(battles):
-            counts.add(outcome)
-            if not isinstance(outcome, Failure):
-                write(outcome)
-            elif submission:
-                raise _incomplete_submission(outcome)
-            else:
-                write_failure(outcome)
-            progress.update(counts)
-        _finish()
-    return counts
+    if counts.resumed:
+        console.print(f"going on after {counts.resumed:,} rows that were scored before", markup=False)
+    rows = iter(battles)
+    if not journal.is_complete:
+        journal.skip(rows)
+        stopping.journal = journal
+        with ScoringProgress(console, battles) as progress:
+            for outcome in scorer.score_many(journal.noted(rows), counts.rows + 1):
+                _check(outcome, scorer.ensemble.version, submission)
+                journal.add(outcome)
+                progress.update(counts)
+    _finish()
+    journal.finish()
+
+
+def _check(outcome: Outcome, version: str, submission: bool) -> None:
+    """Raises the error that ends a run because of one row."""
+    if isinstance(outcome, Failure):
+        if submission:
+            raise _incomplete_submission(outcome)
+    elif outcome.version != version:
+        raise ServerError(
+            f"Row `{outcome.id}` was answered by version {outcome.version}, those before by {version}",
+            hint="Give the server its repository back, or start again with `--no-resume`.",
+        )
 
 
 def _incomplete_submission(failure: Failure) -> PreferenceError:
-    kind = UserError if isinstance(failure.error, UserError) else SystemFailure
-    return kind(
-        f"Row {failure.row} (id `{failure.id}`) failed, and a submission needs every row: {failure.error.message}",
-        hint="Mend the row; `--invalid-text replace` scores unreadable characters as U+FFFD.",
-    )
+    message = f"Row {failure.row} (id `{failure.id}`) failed, and a submission needs every row: {failure.error.message}"
+    if isinstance(failure.error, UserError):
+        return UserError(message, "Mend the row; `--invalid-text replace` scores unreadable characters as U+FFFD.")
+    return SystemFailure(message, "It is not the row's fault: see the server's log, then run the command again.")
 
 
 def _summarise(counts: Counts, output: Path, json_summary: bool) -> None:
@@ -159,32 +194,56 @@ def _summarise(counts: Counts, output: Path, json_summary: bool) -> None:
             "scored": counts.scored,
             "failed": counts.failed,
             "truncated": counts.truncated,
+            "resumed": counts.resumed,
             "seconds": round(counts.seconds, 3),
             "rows_per_second": round(counts.rows_per_second, 1),
         }
         sys.stdout.write(json.dumps(summary) + "\n")
 
 
+@dataclass
+class _Stopping:
+    """What a signal finds: the journal, once there is something to save."""
+
+    journal: Journal | None = None
+
+    def resumable(self) -> str:
+        """How the run goes on."""
+        if self.journal is None:
+            return ""
+        return f"Resumable: {self.journal.kept:,} rows are kept; the same command goes on after them."
+
+
 @contextmanager
-def _stopped_by_signals(output: Path) -> Iterator[None]:
-    """A signal to stop ends the process, with the signal's exit code.
+def _stopped_by_signals(output: Path) -> Iterator[_Stopping]:
+    """A signal to stop ends the process, with the signal's exit code; what fails tells how the run goes on.
 
     It ends there and then: an exception that a handler raises is lost if it happens in a destructor, and in gRPC's
-    leaves a lock held for ever. The server cancels what the closed connection asked for.
+    leaves a lock held for ever. The server cancels what the closed connection asked for. A signal that this process was
+    started to ignore, as `nohup` does, stays so.
     """
-    restored = given_up(Console(stderr=True)).encode()
-    message = restored + os.fsencode(f"stopped: `{output}` is as it was before\n")
+    stopping = _Stopping()
+    restored = given_up(Console(stderr=True))
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
+    def leave(number: int) -> NoReturn:
         try:
-            discard(output)
-            os.write(STANDARD_ERROR, message)
+            message = f"stopped: `{output}` is as it was before. {stopping.resumable()}"
+            os.write(STANDARD_ERROR, os.fsencode(f"{restored}{message.strip()}\n"))
         finally:
             os._exit(EXIT_SIGNAL + number)
 
-    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopping.journal is None:
+            leave(number)
+        stopping.journal.save_and(lambda: leave(number))
+
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop) for number in heeded}
     try:
-        yield
+        yield stopping
+    except SystemFailure as error:
+        error.hint = " ".join(filter(None, (error.hint, stopping.resumable())))
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

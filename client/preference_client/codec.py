@@ -22,11 +22,16 @@ _DTYPES = {"FP32": np.dtype("<f4"), "INT32": np.dtype("<i4")}
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What the server says about itself: the order of labels and members in every tensor."""
+    """What the server says about itself: the order of labels and members in every tensor, and what it serves.
+
+    `content` is the fingerprint of the repository's files.
+    """
 
     model: str
     labels: tuple[str, ...]
     members: tuple[str, ...]
+    version: str = ""
+    content: str = ""
 
     @cached_property
     def outputs(self) -> tuple[tensors.Tensor, ...]:
@@ -42,12 +47,13 @@ class Ensemble:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One battle's outputs: `[labels]`, `[members, labels]`, `[members]`, `[members, 3]`."""
+    """One battle's outputs: `[labels]`, `[members, labels]`, `[members]`, `[members, 3]`; which version answered."""
 
     probabilities: npt.NDArray[np.float32]
     member_probabilities: npt.NDArray[np.float32]
     token_counts: npt.NDArray[np.int32]
     dropped_tokens: npt.NDArray[np.int32]
+    version: str = ""
 
 
 def weights_tensor(weights: Mapping[str, float] | None, members: Sequence[str]) -> bytes | None:
@@ -72,15 +78,15 @@ def bytes_tensor(turns: Sequence[str], field: str) -> bytes:
     return b"".join(part for turn in encoded for part in (struct.pack("<I", len(turn)), turn))
 
 
-def answer_of(found: Mapping[str, bytes], ensemble: Ensemble) -> Answer:
+def answer_of(found: Mapping[str, bytes], ensemble: Ensemble, version: str = "") -> Answer:
     """The answer in the tensors found in a response. Raises `ScoringError` or `NonFiniteLogitsError` if it is none."""
-    probabilities, *others = (_array(found, tensor) for tensor in ensemble.outputs)
+    probabilities, members, counts, dropped = (_array(found, tensor) for tensor in ensemble.outputs)
     values = probabilities.tolist()
     if not all(map(math.isfinite, values)):
         raise NonFiniteLogitsError(f"The server returned probabilities that are not finite: {values}")
     if min(values) < 0 or abs(sum(values) - 1) > SUM_TOLERANCE:
         raise ScoringError(f"The server returned {values}, expected probabilities that sum to 1")
-    return Answer(probabilities, *others)
+    return Answer(probabilities, members, counts, dropped, version)
 
 
 def _array(found: Mapping[str, bytes], tensor: tensors.Tensor) -> npt.NDArray[Any]:

@@ -21,11 +21,15 @@ def given_up(console: Console) -> str:
 
 @dataclass
 class Counts:
-    """What has happened so far. `truncated` counts scored rows of which some member was not given every token."""
+    """What has happened so far, `resumed` rows of it in earlier runs.
+
+    `truncated` counts scored rows of which some member was not given every token.
+    """
 
     scored: int = 0
     failed: int = 0
     truncated: int = 0
+    resumed: int = 0
     started_s: float = field(default_factory=time.monotonic)
 
     def add(self, outcome: Outcome) -> None:
@@ -37,14 +41,19 @@ class Counts:
             self.truncated += bool(outcome.dropped_tokens.any())
 
     @property
+    def rows(self) -> int:
+        """Rows scored or failed."""
+        return self.scored + self.failed
+
+    @property
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.started_s
 
     @property
     def rows_per_second(self) -> float:
-        """Rows scored or failed, per second since the start."""
-        return (self.scored + self.failed) / max(self.seconds, 1e-9)
+        """Rows scored or failed by this run, per second since the start."""
+        return (self.rows - self.resumed) / max(self.seconds, 1e-9)
 
 
 class ScoringProgress:

@@ -26,7 +26,7 @@ class Prediction:
 
     Shapes: `probabilities` `[labels]`; `member_probabilities` `[members, labels]`, before weighting and
     post-processing; `token_counts` `[members]`, what each engine was given; `dropped_tokens` `[members, 3]`, what was
-    cut from the prompt and the responses.
+    cut from the prompt and the responses. `version` is that of the ensemble that answered.
     """
 
     id: str
@@ -36,6 +36,7 @@ class Prediction:
     member_probabilities: npt.NDArray[np.float32]
     token_counts: npt.NDArray[np.int32]
     dropped_tokens: npt.NDArray[np.int32]
+    version: str = ""
 
     @property
     def winner(self) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from preference_client.codec import Ensemble
+from preference_client.in_flight import MAX
 from preference_client.pipeline import Pipeline
 from preference_client.retries import Patience
 from preference_client.rows import Failure, Outcome, Prediction, Row, row_of
@@ -16,7 +18,6 @@ from preference_core.battles.battle import Battle, InvalidText
 from preference_core.errors import UserError
 
 DEFAULT_URL = "localhost:8001"
-DEFAULT_MAX_IN_FLIGHT = 64
 
 
 class Scorer:
@@ -34,16 +35,16 @@ class Scorer:
         weights: Mapping[str, float] | None = None,
         timeout_s: float = Patience.timeout_s,
         deadline_s: float = Patience.deadline_s,
-        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        max_in_flight: int = MAX,
         invalid_text: InvalidText = "error",
         tls: Tls | None = None,
     ) -> None:
         """Connects at once; raises `ServerError` if no such ensemble answers on `url` (`host:port` of Triton's gRPC).
 
         `symmetric` averages over both orders of the responses. `weights` (one per member) replace the configured ones.
-        A request may take `timeout_s`, a battle with all its retries `deadline_s`. `max_in_flight` counts the requests
-        under way of each `score_many`. `invalid_text` says what happens to characters that no tokenizer reads: the
-        battle fails, or U+FFFD takes their place.
+        A request may take `timeout_s`, a battle with all its retries `deadline_s`. Each `score_many` finds how many
+        requests under way the server can use, and has no more than `max_in_flight`. `invalid_text` says what happens to
+        characters that no tokenizer reads: the battle fails, or U+FFFD takes their place.
         """
         if max_in_flight < 1:
             raise UserError(f"`max_in_flight` is {max_in_flight}, expected at least 1")
@@ -51,7 +52,7 @@ class Scorer:
         self._patience = Patience(timeout_s, deadline_s)
         self._invalid_text: InvalidText = invalid_text
         model = tensors.ENSEMBLE_SYMMETRIC if symmetric else tensors.ENSEMBLE
-        self._transport = Transport(url, model, tls=tls, weights=weights)
+        self._transport = Transport(url, model, tls, weights, self._patience)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -63,6 +64,11 @@ class Scorer:
         """The members, in the order of every `member_probabilities`."""
         return self._transport.ensemble.members
 
+    @property
+    def ensemble(self) -> Ensemble:
+        """Which ensemble answers: its name, labels, members, version and content."""
+        return self._transport.ensemble
+
     def score(self, battle: Battle | Mapping[str, Any]) -> Prediction:
         """Scores one battle, given as such or as a mapping with `prompt`, `response_a`, `response_b` and perhaps `id`.
 
@@ -73,14 +79,14 @@ class Scorer:
             raise outcome.error
         return outcome
 
-    def score_many(self, battles: Iterable[Battle | Mapping[str, Any] | Row]) -> Iterator[Outcome]:
-        """Scores a stream of battles, lazily; yields one outcome per battle, in order.
+    def score_many(self, battles: Iterable[Battle | Mapping[str, Any] | Row], first_row: int = 1) -> Iterator[Outcome]:
+        """Scores a stream of battles, lazily; yields one outcome per battle, in order; `first_row` numbers the first.
 
         A battle that cannot be scored becomes a `Failure` in its place. Raises `ServerError` when the server itself
         fails. Close the iterator, or leave its loop and drop it, to cancel what is under way.
         """
-        rows = (row_of(item, number, self._invalid_text) for number, item in enumerate(battles, start=1))
-        return Pipeline(self._transport, rows, self._patience, self._max_in_flight).outcomes()
+        rows = (row_of(item, number, self._invalid_text) for number, item in enumerate(battles, first_row))
+        return Pipeline(self._transport, rows, self._patience, self._max_in_flight, first_row).outcomes()
 
     def close(self) -> None:
         """Closes the connection. Iterations under way, in this or other threads, end with a `ServerError`."""

@@ -4,7 +4,9 @@ Battles go in, answers or errors of the project's tree come out. It sends each r
 retries, order and how many requests are under way.
 """
 
+import itertools
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -17,11 +19,13 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from preference_client.codec import Answer, Ensemble, answer_of, bytes_tensor, weights_tensor
+from preference_client.retries import Patience, retry_delay_s
 from preference_core import tensors
 from preference_core.battles.battle import Battle
 from preference_core.errors import (
     ArtefactError,
     DeadlineError,
+    PassingError,
     PreferenceError,
     RefusedError,
     ScoringError,
@@ -53,12 +57,28 @@ _ERRORS: Mapping[grpc.StatusCode, type[PreferenceError]] = {
     # What a server answers to calls under way when it shuts down.
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    # What a connection that breaks, or a server that has no room just now, may answer. It may be the row's fault, too.
+    grpc.StatusCode.RESOURCE_EXHAUSTED: PassingError,
+    grpc.StatusCode.UNKNOWN: PassingError,
+    grpc.StatusCode.ABORTED: PassingError,
     # The server, or this client's access to it, is not what it should be: no other request would fare better.
     grpc.StatusCode.NOT_FOUND: ServerError,
     grpc.StatusCode.UNIMPLEMENTED: ServerError,
     grpc.StatusCode.UNAUTHENTICATED: ServerError,
     grpc.StatusCode.PERMISSION_DENIED: ServerError,
 }
+
+#: What a server that is starting or stopping, and a broken connection, say under codes that mean something else.
+_AWAY = {grpc.StatusCode.NOT_FOUND: "has no available versions", grpc.StatusCode.INTERNAL: "RST_STREAM"}
+
+#: What a failed connection says, and what to do about it.
+_HINTS = (
+    ("Failed parsing HTTP/2", "What listens there is no gRPC, or wants TLS (`--tls`): the port is usually 8001."),
+    ("errors resolving", "Is the name of the host right?"),
+    ("andshake failed", "Does the server speak TLS, and with a certificate of `--root-certificates`?"),
+    ("DEADLINE_EXCEEDED", "What listens there says nothing: is it the gRPC port, usually 8001, and without TLS?"),
+    ("UNIMPLEMENTED", "What listens there is no Triton, or a proxy: is it the right server?"),
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +133,8 @@ class Call:
         except grpc.FutureCancelledError as error:
             raise UnavailableError("The request was cancelled") from error
         names = (output.name for output in response.outputs)
-        return answer_of(dict(zip(names, response.raw_output_contents, strict=False)), self._ensemble)
+        found = dict(zip(names, response.raw_output_contents, strict=False))
+        return answer_of(found, self._ensemble, response.model_version)
 
     def _start(self, future: Any, done: Callable[[], None]) -> None:
         self._future = future
@@ -134,13 +155,20 @@ class Transport:
     """
 
     def __init__(
-        self, url: str, model: str, tls: Tls | None = None, weights: Mapping[str, float] | None = None
+        self,
+        url: str,
+        model: str,
+        tls: Tls | None = None,
+        weights: Mapping[str, float] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         """Connects to `url` (`host:port`) and asks for the ensemble's labels and members.
 
-        Raises `ServerError` at once if nothing answers there. `weights` go with every request.
+        Raises `ServerError` at once if nothing answers there; a server that is starting is waited for. `weights` go
+        with every request.
         """
-        if "://" in url:
+        port = url.rpartition(":")[2]
+        if "://" in url or not (url.startswith("unix:") or (":" in url and port.isdigit() and int(port) < 2**16)):
             raise UserError(
                 f"The server's address is `{url}`, expected host:port", hint="The gRPC port is usually 8001."
             )
@@ -148,7 +176,7 @@ class Transport:
         self._channel = _channel(url, tls)
         try:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-            self.ensemble = _describe(stub, url, model)
+            self.ensemble = _describe(stub, url, model, patience or Patience())
             self._weights = weights_tensor(weights, self.ensemble.members)
         except BaseException:
             self._channel.close()
@@ -246,21 +274,42 @@ def _bytes_of(path: Path | None) -> bytes | None:
         raise UserError(f"`{path}` cannot be read: {error.strerror}") from error
 
 
-def _describe(stub: Any, url: str, model: str) -> Ensemble:
-    request = service_pb2.ModelConfigRequest(name=model)
-    try:
-        parameters = stub.ModelConfig(request, timeout=DESCRIBE_TIMEOUT_S).config.parameters
-    except grpc.RpcError as error:
-        raise _no_ensemble(error, url, model) from error
-    names = {}
+def _describe(stub: Any, url: str, model: str, patience: Patience) -> Ensemble:
+    wanted = service_pb2.ModelConfigRequest(name=model)
+    config = _asked(lambda: stub.ModelConfig(wanted, timeout=DESCRIBE_TIMEOUT_S), url, model, patience)
+    parameters = {key: value.string_value for key, value in config.config.parameters.items()}
     for key in (tensors.LABELS_PARAMETER, tensors.MEMBERS_PARAMETER):
-        if key not in parameters or not parameters[key].string_value:
+        if not parameters.get(key):
             raise ArtefactError(
                 f"The model `{model}` on {url} has no parameter `{key}`: its repository was not made by this project",
                 hint="Make one with `make export`, and serve that.",
             )
-        names[key] = tuple(parameters[key].string_value.split(","))
-    return Ensemble(model, names[tensors.LABELS_PARAMETER], names[tensors.MEMBERS_PARAMETER])
+    about = service_pb2.ModelMetadataRequest(name=model)
+    metadata = _asked(lambda: stub.ModelMetadata(about, timeout=DESCRIBE_TIMEOUT_S), url, model, patience)
+    labels, members = (
+        tuple(parameters[key].split(",")) for key in (tensors.LABELS_PARAMETER, tensors.MEMBERS_PARAMETER)
+    )
+    version = max(metadata.versions, key=int, default="")
+    return Ensemble(model, labels, members, version, parameters.get(tensors.CONTENT_PARAMETER, ""))
+
+
+def _asked(call: Callable[[], Any], url: str, model: str, patience: Patience) -> Any:
+    """What the server says about itself. One that says that it is not ready is asked again."""
+    deadline_s = time.monotonic() + patience.deadline_s
+    for failures in itertools.count(1):
+        try:
+            return call()
+        except grpc.RpcError as error:
+            delay_s = retry_delay_s(failures)
+            if not _is_starting(error) or time.monotonic() + delay_s > deadline_s:
+                raise _no_ensemble(error, url, model) from error
+            time.sleep(delay_s)
+    raise AssertionError("endless")
+
+
+def _is_starting(error: Any) -> bool:
+    unreached = "failed to connect" in error.details() or "errors resolving" in error.details()
+    return not unreached and isinstance(_error_of(error), UnavailableError)
 
 
 def _no_ensemble(error: Any, url: str, model: str) -> PreferenceError:
@@ -268,15 +317,16 @@ def _no_ensemble(error: Any, url: str, model: str) -> PreferenceError:
     if error.code() is grpc.StatusCode.NOT_FOUND:
         return ServerError(f"The server on {url} has no model `{model}` ({details})", hint="Is it the right server?")
     proxied = " A proxy stands between: `no_proxy` names servers that need none." if _is_proxied(url) else ""
-    return UnavailableError(
-        f"No ensemble `{model}` can be reached on {url} ({details})",
-        hint=f"Start the server with `make serve`, or say where it is with `--url`.{proxied}",
-    )
+    hints = (hint for text, hint in _HINTS if text in details)
+    hint = next(hints, "Start the server with `make serve`, or say where it is with `--url`.")
+    return UnavailableError(f"No ensemble `{model}` can be reached on {url} ({details})", hint=f"{hint}{proxied}")
 
 
 def _error_of(error: Any) -> PreferenceError:
-    kind = _ERRORS.get(error.code(), ScoringError)
-    return kind(f"{error.code().name}: {error.details()}")
+    details = error.details() or ""
+    away = error.code() in _AWAY and _AWAY[error.code()] in details
+    kind = UnavailableError if away else _ERRORS.get(error.code(), ScoringError)
+    return kind(f"{error.code().name}: {details}")
 
 
 def _closed() -> ServerError:

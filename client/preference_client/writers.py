@@ -1,34 +1,52 @@
-"""Writes predictions (CSV or Parquet) and the list of failed rows, all at once: a file appears when it is complete.
+"""Predictions and failures as bytes that a file grows by, and the output that such a file becomes.
 
-Until then it is a hidden sibling, so that whatever ends the run, an older file of the same name stays as it was.
+An output is CSV or Parquet. A Parquet file can be read only once its end is written; until then its rows are kept as an
+Arrow stream, which holds the same values and can be cut off after any batch.
 """
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import io
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preference_client.rows import Failure, Prediction
-from preference_core.artefacts.replacement import replaced_file, unfinished
 from preference_core.errors import UserError, escape_control_characters
 
 ERROR_COLUMNS = ("row", "id", "error")
+ROW_GROUP_ROWS = 16384
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """How predictions are kept while a run goes on: the first bytes, for a schema, and those of each batch.
+
+    `complete` makes the output of what was kept, given both paths; None where they are the same.
+    """
+
+    head: Callable[[Any], bytes]
+    body: Callable[[Any], bytes]
+    complete: Callable[[Path, Path], None] | None = None
 
 
 def check_output(output: Path, source: str) -> None:
     """Raises `UserError` unless predictions for the file `source` can go to `output`."""
-    if output.suffix.lower() not in _SINKS:
-        raise UserError(f"The output is `{output}`", hint=f"Its name must end with one of: {', '.join(_SINKS)}.")
+    if output.suffix.lower() not in _FORMATS:
+        raise UserError(f"The output is `{output}`", hint=f"Its name must end with one of: {', '.join(_FORMATS)}.")
     if not output.parent.is_dir():
         raise UserError(f"There is no folder `{output.parent}`", hint=f"Make it: `mkdir -p {output.parent}`.")
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise UserError(f"`{output}` is also the input", hint="Write the predictions to another file.")
+
+
+def output_format(output: Path) -> OutputFormat:
+    """The format that the suffix of `output` tells."""
+    return _FORMATS[output.suffix.lower()]
 
 
 def errors_path(output: Path) -> Path:
@@ -56,78 +74,42 @@ def batch_of(predictions: Sequence[Prediction], schema: Any) -> Any:
     return pa.record_batch(columns[: len(schema)], schema=schema)
 
 
-def discard(output: Path) -> None:
-    """Removes what an unfinished run of this process has written for `output`."""
-    for path in (output, errors_path(output)):
-        unfinished(path).unlink(missing_ok=True)
+def failure_lines(failures: Iterable[Failure], with_head: bool) -> bytes:
+    """Failures as lines of CSV, each on one."""
+    rows = ((failure.row, failure.id, escape_control_characters(failure.error.message)) for failure in failures)
+    return _csv_lines([ERROR_COLUMNS, *rows] if with_head else rows)
 
 
-@contextmanager
-def prediction_writer(
-    path: Path, labels: Sequence[str], members: Sequence[str], submission: bool = False
-) -> Iterator[Callable[[Prediction], None]]:
-    """Yields a function that adds one row to `path`, which appears (CSV or Parquet, by suffix) at the end.
-
-    CSV holds each number as the shortest text that gives the same 32-bit float again.
-    """
-    schema = schema_of(labels, members, submission)
-    sink = _SINKS[path.suffix.lower()]
-    waiting: list[Prediction] = []
-    with replaced_file(path) as part, sink.opened(part, schema) as write_batch:
-
-        def flush() -> None:
-            if waiting:
-                write_batch(batch_of(waiting, schema))
-                waiting.clear()
-
-        def write(prediction: Prediction) -> None:
-            waiting.append(prediction)
-            if len(waiting) >= sink.batch_rows:
-                flush()
-
-        yield write
-        flush()
+def _csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
 
 
-@contextmanager
-def failure_writer(path: Path) -> Iterator[Callable[[Failure], None]]:
-    """Yields a function that adds one failure to the CSV file `path`. Without a failure, no file remains there."""
-    with replaced_file(path) as part, ExitStack() as stack:
-        rows: list[Any] = []
-
-        def write(failure: Failure) -> None:
-            if not rows:
-                rows.append(csv.writer(stack.enter_context(_text_file(part)), lineterminator="\n"))
-                rows[0].writerow(ERROR_COLUMNS)
-            rows[0].writerow((failure.row, failure.id, escape_control_characters(failure.error.message)))
-
-        yield write
+def _csv_body(batch: Any) -> bytes:
+    """Each number is the shortest text that gives the same 32-bit float again."""
+    return _csv_lines(zip(*(column.cast(pa.string()).to_pylist() for column in batch), strict=True))
 
 
-@contextmanager
-def _csv_sink(path: Path, schema: Any) -> Iterator[Callable[[Any], None]]:
-    with _text_file(path) as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(schema.names)
-        yield lambda batch: rows.writerows(zip(*(c.cast(pa.string()).to_pylist() for c in batch), strict=True))
+def _complete_parquet(stream: Path, output: Path) -> None:
+    """Row groups of one size, however large the batches are that came: equal rows give equal files."""
+    with (
+        pa.OSFile(str(stream)) as file,
+        pa.ipc.open_stream(file) as batches,
+        pq.ParquetWriter(output, batches.schema) as writer,
+    ):
+        waiting = batches.schema.empty_table()
+        for batch in batches:
+            waiting = pa.concat_tables([waiting, pa.table(batch)])
+            while len(waiting) >= ROW_GROUP_ROWS:
+                writer.write_table(waiting[:ROW_GROUP_ROWS].combine_chunks())
+                waiting = waiting[ROW_GROUP_ROWS:]
+        writer.write_table(waiting.combine_chunks())
 
 
-@contextmanager
-def _parquet_sink(path: Path, schema: Any) -> Iterator[Callable[[Any], None]]:
-    with pq.ParquetWriter(path, schema) as writer:
-        yield writer.write_batch
-
-
-def _text_file(path: Path) -> TextIO:
-    return path.open("w", encoding="utf-8", newline="")
-
-
-@dataclass(frozen=True)
-class _Sink:
-    """How one format is written, and how many rows are kept until they are written together."""
-
-    opened: Callable[[Path, Any], AbstractContextManager[Callable[[Any], None]]]
-    batch_rows: int
-
-
-_SINKS = {".csv": _Sink(_csv_sink, 1024), ".parquet": _Sink(_parquet_sink, 16384)}
+_FORMATS = {
+    ".csv": OutputFormat(lambda schema: _csv_lines([schema.names]), _csv_body),
+    ".parquet": OutputFormat(
+        lambda schema: schema.serialize().to_pybytes(), lambda batch: batch.serialize().to_pybytes(), _complete_parquet
+    ),
+}

@@ -22,6 +22,7 @@ It knows nothing of where errors come from. Commands print `describe(error)` and
        |  +- UnavailableError
        |  +- DeadlineError
        +- ScoringError
+          +- PassingError
 """
 
 from collections.abc import Iterable
@@ -100,6 +101,10 @@ class DeadlineError(ServerError):
 
 class ScoringError(SystemFailure):
     """The server failed at one battle, or gave an answer that is not a prediction. Other battles are not affected."""
+
+
+class PassingError(ScoringError):
+    """The server failed at one battle in a way that may pass: it is worth one more request."""
 
 
 def describe(error: PreferenceError) -> str:

@@ -16,6 +16,8 @@ RESERVED_MODEL_NAMES = frozenset({TOKENIZE, COMBINE, COMBINE_SYMMETRIC, ENSEMBLE
 #: Parameters in the Triton configuration of every model of the ensemble: names in order, joined by commas.
 MEMBERS_PARAMETER = "members"
 LABELS_PARAMETER = "labels"
+#: Parameter of the ensembles in an assembled repository: the fingerprint of all its files.
+CONTENT_PARAMETER = "content"
 #: Parameter of the combining models: "true" where both orders of the responses come in.
 SYMMETRIC_PARAMETER = "symmetric"
 

@@ -47,6 +47,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self) -> None:
         self.parameters = {tensors.LABELS_PARAMETER: ",".join(LABELS), tensors.MEMBERS_PARAMETER: ",".join(MEMBERS)}
+        self.version = "1"
         self.models = {tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC}
         self.before: Callable[[Received, Any], None] = lambda received, context: None
         self.change: Callable[[Any], None] = lambda response: None
@@ -87,6 +88,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             config.parameters[key].string_value = value
         return service_pb2.ModelConfigResponse(config=config)
 
+    def ModelMetadata(self, request: Any, context: Any) -> Any:
+        return service_pb2.ModelMetadataResponse(name=request.name, versions=[self.version])
+
     def ModelInfer(self, request: Any, context: Any) -> Any:
         received = _received(request)
         with self._lock:
@@ -109,7 +113,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         probabilities = expected_probabilities(received.prompt[0], labels)
         counts = np.full(members, sum(map(len, received.prompt)), dtype=np.int32)
         dropped = np.full((members, 3), self.dropped, dtype=np.int32)
-        response = service_pb2.ModelInferResponse(model_name=received.model, id=received.id)
+        response = service_pb2.ModelInferResponse(model_name=received.model, model_version=self.version, id=received.id)
         for tensor, array in (
             (tensors.dropped_tokens(members), dropped),
             (tensors.probabilities(labels), probabilities),

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import signal
 import subprocess
 import threading
@@ -183,11 +184,12 @@ def test_a_server_that_goes_away_for_good_leaves_the_older_output_and_exit_code_
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "without an answer" in stderr
+    assert re.search(r"Resumable: \d+ rows are kept; the same command goes on after them\.$", stderr)
     assert output.read_text() == "older"
     assert _left(tmp_path) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_stops_it_promptly_and_leaves_the_older_output(
     triton: Any, command: Any, battles_csv: Any, tmp_path: Path, number: int, code: int
 ) -> None:
@@ -214,12 +216,12 @@ def test_a_signal_stops_it_while_standard_input_says_nothing(triton: Any, comman
     process = command(*arguments, stdin=subprocess.PIPE)
     process.stdin.write("id,prompt,response_a,response_b\n1,a,b,c\n")
     process.stdin.flush()
-    _wait_for(lambda: _left(tmp_path) != [])
+    _wait_for(lambda: (tmp_path / ".p.csv.unfinished/rows").exists())
     process.terminate()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert stderr.splitlines()[-1] == f"stopped: `{output}` is as it was before"
-    assert list(tmp_path.iterdir()) == []
+    assert stderr.splitlines()[-1].startswith(f"stopped: `{output}` is as it was before.")
+    assert not output.exists()
 
 
 def test_a_signal_stops_it_while_a_destructor_runs(triton: Any, command: Any, battles_csv: Any, tmp_path: Path) -> None:
@@ -237,7 +239,7 @@ def test_a_signal_stops_it_while_a_destructor_runs(triton: Any, command: Any, ba
     process = command(battles_csv(5000), "-o", tmp_path / "p.csv", "--url", triton.url, before=destructor)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert stderr == f"stopped: `{tmp_path / 'p.csv'}` is as it was before\n"
+    assert stderr.splitlines()[-1].startswith(f"stopped: `{tmp_path / 'p.csv'}` is as it was before.")
     assert _left(tmp_path) == []
 
 
@@ -248,11 +250,12 @@ def test_a_signal_while_finished_files_take_their_places_is_too_late(
     output.write_text("older")
     late = (
         "import os, signal\n"
-        "sync = os.fsync\n"
-        "def late(file):\n"
+        "from preference_client.journal import Journal\n"
+        "finish = Journal.finish\n"
+        "def late(self):\n"
         "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)\n"
-        "    sync(file)\n"
-        "os.fsync = late\n"
+        "    finish(self)\n"
+        "Journal.finish = late\n"
     )
     process = command(battles_csv(50), "-o", output, "--url", triton.url, before=late)
     _, stderr = process.communicate(timeout=60)
@@ -324,4 +327,5 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 def _left(folder: Path) -> list[str]:
     """Files that a stopped run should not have left."""
-    return sorted(path.name for path in folder.iterdir() if path.name not in ("battles.csv", "p.csv"))
+    expected = ("battles.csv", "p.csv", ".p.csv.unfinished")
+    return sorted(path.name for path in folder.iterdir() if path.name not in expected)

@@ -78,6 +78,58 @@ def test_what_the_server_refuses_is_not_sent_again(triton: Any) -> None:
     assert triton.received == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'preference_ensemble' has no available versions"),
+        (grpc.StatusCode.CANCELLED, "stopping"),
+        (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
+    ],
+)
+def test_a_server_between_stop_and_start_is_asked_again(triton: Any, many: Any, code: Any, details: str) -> None:
+    sent: Counter[str] = Counter()
+
+    def before(received: Any, context: Any) -> None:
+        sent[received.id] += 1
+        if sent[received.id] <= 2:
+            context.abort(code, details)
+
+    triton.before = before
+    with Scorer(triton.url, max_in_flight=8) as scorer:
+        assert not any(isinstance(outcome, Failure) for outcome in scorer.score_many(many(20)))
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN])
+def test_an_error_that_may_pass_is_worth_one_more_request(triton: Any, many: Any, code: Any) -> None:
+    sent: Counter[str] = Counter()
+
+    def before(received: Any, context: Any) -> None:
+        sent[received.id] += 1
+        if received.id == "3" or (received.id == "5" and sent["5"] == 1):
+            context.abort(code, "no room")
+
+    triton.before = before
+    with Scorer(triton.url) as scorer:
+        failed = [outcome.row for outcome in scorer.score_many(many(10)) if isinstance(outcome, Failure)]
+    assert failed == [3]
+    assert (sent["3"], sent["5"], sent["1"]) == (2, 2, 1)
+
+
+def test_a_server_that_is_starting_is_waited_for(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    answer = triton.ModelConfig
+
+    def starting(request: Any, context: Any) -> Any:
+        asked.append(request)
+        if len(asked) < 3:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Not now: the server is starting")
+        return answer(request, context)
+
+    monkeypatch.setattr(type(triton), "ModelConfig", lambda self, request, context: starting(request, context))
+    with Scorer(triton.url) as scorer:
+        assert scorer.score(BATTLE).version == "1"
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND])
 def test_a_server_that_will_take_no_request_at_all_ends_the_run(triton: Any, many: Any, code: Any) -> None:
     triton.before = lambda received, context: context.abort(code, "not for you")

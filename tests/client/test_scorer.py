@@ -1,9 +1,12 @@
 """Scoring through the library, against a real gRPC server."""
 
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import grpc
@@ -330,3 +333,34 @@ def test_the_loopback_is_reached_past_a_proxy(triton: Any, many: Any, monkeypatc
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9") as caught:
         Scorer("elsewhere.invalid:8001")
     assert "no_proxy" in str(caught.value.hint)
+
+
+def test_each_kind_of_wrong_address_has_a_hint_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preference_client.transport.DESCRIBE_TIMEOUT_S", 2.0)
+
+    class Silent(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Silent) as web, socket.create_server(("127.0.0.1", 0)) as mute:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        other = grpc.server(ThreadPoolExecutor(1))
+        other_port = other.add_insecure_port("127.0.0.1:0")
+        other.start()
+        for port, hint in (
+            (web.server_port, "is no gRPC"),
+            (mute.getsockname()[1], "says nothing"),
+            (other_port, "is no Triton"),
+            (1, "make serve"),
+        ):
+            with pytest.raises(UnavailableError) as caught:
+                Scorer(f"127.0.0.1:{port}")
+            assert hint in str(caught.value.hint)
+        other.stop(None)
+        web.shutdown()
+
+
+@pytest.mark.parametrize("url", ["localhost", "localhost:", "localhost:grpc", "localhost:99999", "http://localhost:1"])
+def test_an_address_without_a_port_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match="expected host:port"):
+        Scorer(url)

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preference_client import Failure, Prediction
-from preference_client.writers import check_output, errors_path, failure_writer, prediction_writer
+from preference_client import Failure, Prediction, Row
+from preference_client.journal import Journal
+from preference_client.writers import check_output, errors_path, schema_of
+from preference_core.battles.battle import Battle
 from preference_core.errors import ServerError, SystemFailure, UserError
 
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -34,10 +36,12 @@ def prediction(identity: str, probabilities: Any = (0.1, 0.2, 0.7)) -> Predictio
     return Prediction(identity, LABELS, MEMBERS, floats, np.stack([floats, floats[::-1]]), dropped[:, 0], dropped)
 
 
-def written(path: Path, *predictions: Prediction, submission: bool = False) -> Path:
-    with prediction_writer(path, LABELS, MEMBERS, submission) as write:
-        for one in predictions:
-            write(one)
+def written(path: Path, *outcomes: Prediction | Failure, submission: bool = False) -> Path:
+    with Journal(path, {}, schema_of(LABELS, MEMBERS, submission)) as journal:
+        rows = (Row(outcome.id, Battle(("p",), ("a",), ("b",))) for outcome in outcomes)
+        for _, outcome in zip(journal.noted(rows), outcomes, strict=True):
+            journal.add(outcome)
+        journal.finish()
     return path
 
 
@@ -88,28 +92,11 @@ def test_csv_text_gives_back_every_float_exactly_and_rows_sum_to_one(tmp_path: P
     assert max(len(cell) for row in rows for cell in row[1:]) <= 15
 
 
-@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
-def test_whatever_ends_the_writing_an_older_file_stays_and_no_other_is_left(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.write_text("older")
-
-    def interrupted() -> None:
-        with prediction_writer(path, LABELS, MEMBERS) as write:
-            for n in range(20_000):
-                write(prediction(str(n)))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text() == "older"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_failures_are_listed_with_row_and_id_on_one_line_each(tmp_path: Path) -> None:
+    written(
+        tmp_path / "p.csv", Failure(3, "id,3", ServerError("bad \x1b[31m thing")), Failure(9, "9", ServerError("worse"))
+    )
     path = errors_path(tmp_path / "p.csv")
-    with failure_writer(path) as write:
-        write(Failure(3, "id,3", ServerError("bad \x1b[31m thing")))
-        write(Failure(9, "9", ServerError("worse")))
     assert path.name == "p.errors.csv"
     assert list(csv.reader(path.read_text().splitlines())) == [
         ["row", "id", "error"],
@@ -121,8 +108,7 @@ def test_failures_are_listed_with_row_and_id_on_one_line_each(tmp_path: Path) ->
 def test_a_run_without_failures_removes_the_list_of_an_older_one(tmp_path: Path) -> None:
     path = tmp_path / "p.errors.csv"
     path.write_text("older")
-    with failure_writer(path):
-        pass
+    written(tmp_path / "p.csv")
     assert not path.exists()
 
 
@@ -134,18 +120,23 @@ def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "real" / "p.csv").read_text().startswith("id,")
 
 
-def test_a_full_disk_is_a_failure_of_the_system_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_failure_of_the_system_and_the_same_run_goes_on_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text("older")
+    rows = [prediction(str(n)) for n in range(20_000)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(SystemFailure, match=r"p\.csv` cannot be written"):
-            written(path, *(prediction(str(n)) for n in range(20_000)))
+            written(path, *rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "older"
-    assert list(tmp_path.iterdir()) == [path]
+    with Journal(path, {}, schema_of(LABELS, MEMBERS)) as journal:
+        kept = journal.counts.rows
+    assert 0 < kept < 20_000
+    written(path, *rows[kept:])
+    assert path.read_text() == written(tmp_path / "other.csv", *rows).read_text()
 
 
 @pytest.mark.parametrize(
@@ -164,17 +155,19 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from preference_client import Prediction
+from preference_client.journal import Journal
 from preference_client.readers import BattleFile
-from preference_client.writers import prediction_writer
+from preference_client.writers import schema_of
 labels, floats, whole = ("a", "b"), np.array([0.25, 0.75], np.float32), np.zeros((1, 3), np.int32)
 def peak_bytes(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 rows = 0
-with BattleFile(sys.argv[1]) as battles, prediction_writer(Path(sys.argv[2]), labels, ("m",)) as write:
-    for row in battles:
-        write(Prediction(row.id, labels, ("m",), floats, floats[None], whole[:, 0], whole))
+with BattleFile(sys.argv[1]) as battles, Journal(Path(sys.argv[2]), {}, schema_of(labels, ("m",))) as journal:
+    for row in journal.noted(battles):
+        journal.add(Prediction(row.id, labels, ("m",), floats, floats[None], whole[:, 0], whole))
         rows += 1
         if rows == 20_000:
             early = peak_bytes()
+    journal.finish()
 print(rows, peak_bytes() - early)
 """
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from preference_client.rows import Prediction
-from preference_client.writers import prediction_writer
+from preference_client.writers import batch_of, output_format, schema_of
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import LABELS_THREE_WAY
@@ -129,14 +129,15 @@ def test_the_file_is_the_one_that_the_client_writes(small):
     path = Path("build/small/validation_predictions.csv")
     names = [member.name for member in small.members]
     made = predicted(small, batch_size=16)
-    with prediction_writer(Path("client.csv"), small.labels, names) as write:
-        for row, identity in enumerate(made.ids):
-            by_member = np.stack([made.members[name][row] for name in names]).astype(np.float32)
-            dropped = np.array([[made.dropped[name][row], 0, 0] for name in names], dtype=np.int32)
-            ensemble = made.ensemble[row].astype(np.float32)
-            counts = np.zeros(2, dtype=np.int32)
-            write(Prediction(identity, small.labels, tuple(names), ensemble, by_member, counts, dropped))
-    assert path.read_text() == Path("client.csv").read_text()
+    predictions = []
+    for row, identity in enumerate(made.ids):
+        by_member = np.stack([made.members[name][row] for name in names]).astype(np.float32)
+        dropped = np.array([[made.dropped[name][row], 0, 0] for name in names], dtype=np.int32)
+        ensemble = made.ensemble[row].astype(np.float32)
+        counts = np.zeros(2, dtype=np.int32)
+        predictions.append(Prediction(identity, small.labels, tuple(names), ensemble, by_member, counts, dropped))
+    schema, csv_format = schema_of(small.labels, names), output_format(path)
+    assert path.read_bytes() == csv_format.head(schema) + csv_format.body(batch_of(predictions, schema))
     assert read_predictions(path, small).ids == tuple(row[0] for row in battle_rows())
 
 

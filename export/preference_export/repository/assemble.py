@@ -88,6 +88,10 @@ def assemble(config: Config, *, allow_unchecked: bool = False, check_inputs: boo
     current = _current(config.folders.repository)
     if current is not None and current.made_from.get("content") == content:
         return Assembled(int(current.details["version"]), changed=False)
+    configs = model_configs(config)
+    for ensemble in (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC):
+        configs[ensemble].parameters[tensors.CONTENT_PARAMETER].string_value = content
+        parts[f"{ensemble}/{CONFIG_FILE}"] = _text(text_of(configs[ensemble]))
     version = 1 + max(map(_latest_version, (config.folders.repository, config.folders.previous_repository)))
     made_from = {"content": content, "members": {name: manifest.made_from for name, manifest in manifests.items()}}
     made_by = {name: value for m in (*manifests.values(), *engines.values()) for name, value in m.versions.items()}
