@@ -21,7 +21,7 @@ TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 export PREFERENCE_SERVER_PYTHON := $(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo twin test test-container check check-deploy format export serve up down sources wheels bench-export lock clean
+.PHONY: help install demo twin test test-container check check-deploy format export serve up down docs sources wheels bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(ROOT)/Makefile
@@ -114,6 +114,9 @@ up: ## the container stack, serving PREFERENCE_REPOSITORY (PROFILE=gpu or cpu)
 
 down: ## stop the container stack
 	docker compose --file docker/compose.yaml --profile $(PROFILE) down
+
+docs: install ## write docs/configuration.md again from the code
+	$(BIN)/python docs/generate_configuration.py
 
 sources: install ## write model_repository/ again from configs/lmsys.toml
 	$(BIN)/preference-export sources configs/lmsys.toml -o model_repository

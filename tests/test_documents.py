@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def test_a_message_quoted_in_troubleshooting_is_printed_by_the_code(printed, quo
     parts = [re.escape(part) for part in re.split(f"`?{VARIABLE}`?", quote)]
     assert any(parts)
     assert re.search("[^\n]*?".join(parts), printed), quote
+
+
+def test_the_page_of_the_configuration_is_what_make_docs_writes():
+    page = runpy.run_path(str(ROOT / "docs" / "generate_configuration.py"))["text"]()
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 
 @pytest.mark.parametrize("document", sorted(path.name for path in (ROOT / "docs").glob("*.md")))

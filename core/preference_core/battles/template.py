@@ -28,16 +28,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Template:
-    """`text` has `{prompt}`, `{response_a}` and `{response_b}` where the fields go, once each.
+    """How a battle becomes text, and which special tokens stand round it."""
 
-    All else in it is literal, other braces too. The turns of a field are joined by `turn_separator`; `add_bos` and
-    `add_eos` say which special tokens stand around the whole text.
-    """
-
-    text: str
-    add_bos: bool
-    add_eos: bool
-    turn_separator: str = " "
+    text: str  #: has `{prompt}`, `{response_a}` and `{response_b}` once each; all else is literal, other braces too
+    add_bos: bool  #: whether the bos token comes first
+    add_eos: bool  #: whether the eos token comes last
+    turn_separator: str = " "  #: between the turns of a field
 
     def __post_init__(self) -> None:
         found = _FIELD.findall(self.text)

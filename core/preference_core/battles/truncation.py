@@ -12,16 +12,14 @@ Policy = Literal["right", "left", "middle", "spread", "longest_first", "turns"]
 
 @dataclass(frozen=True)
 class Truncation:
-    """What is cut when a battle has more than `max_tokens` tokens; see `preference_core.battles.tokenisation`.
+    """What is cut when a battle has more than `max_tokens` tokens; `preference_core.battles.tokenisation` does it."""
 
-    `prompt_tokens` and `response_tokens` are the budgets of `middle` and `spread`, in tokens; without them each field
-    may have a third of `max_tokens`. `mark` stands where `middle` cut.
-    """
-
+    #: `right`, `left`: keep the first or last tokens; `middle`: both ends of each field; `spread`: each field on its
+    #: own; `longest_first`: shorten the longest; `turns`: keep the last turns
     policy: Policy = "right"
-    prompt_tokens: int | None = None
-    response_tokens: int | None = None
-    mark: str = "\n(snip)\n"
+    prompt_tokens: int | None = None  #: budget of the prompt for `middle` and `spread`; else a third of `max_tokens`
+    response_tokens: int | None = None  #: budget of each response, likewise
+    mark: str = "\n(snip)\n"  #: stands where `middle` cut
 
     def __post_init__(self) -> None:
         budgets = {"prompt_tokens": self.prompt_tokens, "response_tokens": self.response_tokens}

@@ -24,8 +24,8 @@ class PostProcessing:
     its rows need not sum to 1; here they always do.
     """
 
-    threshold: float
-    multipliers: Mapping[str, float]
+    threshold: float  #: 0 to 1: what lies strictly above it is multiplied
+    multipliers: Mapping[str, float]  #: factor of each label; 1 unless given
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -150,16 +150,16 @@ class Combination:
 
 @dataclass(frozen=True)
 class Combine:
-    """The table `[combine]`: how the members' logits become one prediction. Without `weights` all count the same.
+    """How the members' logits become one prediction."""
 
-    `fixed` gives probabilities per label for battles that need no model: `identical_responses`, `empty_response_a`,
-    `empty_response_b`.
-    """
-
+    #: weight of each member; they need not sum to 1, and all count the same without any
     weights: Mapping[str, float] = field(default_factory=dict)
-    average: Literal["probabilities", "logits"] = "probabilities"
+    average: Literal["probabilities", "logits"] = "probabilities"  #: what is averaged
+    #: each member's logits are divided by its own; 1 unless given
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    post_processing: PostProcessing | None = None
+    post_processing: PostProcessing | None = None  #: a threshold and multipliers, after averaging
+    #: probabilities by label for `identical_responses`, `empty_response_a`, `empty_response_b`, which then need no
+    #: model
     fixed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def rule(self, labels: tuple[str, ...], members: tuple[str, ...]) -> Combination:

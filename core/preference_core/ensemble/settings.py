@@ -28,30 +28,24 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class ParityLimits:
-    """How far an artefact may be from the original model on the sample battles; None uses the precision's default."""
+    """How far an artefact may be from the original model on the sample battles; else the precision's limits hold."""
 
-    max_logit_difference: float | None = None
-    max_probability_difference: float | None = None
-    max_decision_flips: int | None = None
-    max_log_loss_change: float | None = None
+    max_logit_difference: float | None = None  #: largest difference of one logit
+    max_probability_difference: float | None = None  #: largest difference of one probability
+    max_decision_flips: int | None = None  #: battles whose most probable label changes
+    max_log_loss_change: float | None = None  #: change of the log loss; needs labels in `data.sample`
 
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How a member of precision `int8` or `fp8` is quantised.
+    """How a member of precision `int8` or `fp8` is quantised."""
 
-    `static`: scales from calibration, in QuantizeLinear/DequantizeLinear pairs, for TensorRT and for ONNX Runtime.
-    `dynamic`: scales found at run time, INT8 on ONNX Runtime's CPU only. Without `method` a member that ONNX Runtime
-    serves on a CPU is `dynamic` if `int8`, and every other one is `static`. `precision` is that of all other GEMMs
-    (and of the scales): fp16 for `static`, fp32 for `dynamic` unless given. `keep` names GEMMs that stay in it, as
-    patterns such as `layers.0.*` or `*.o_proj`. `alpha` (0 to 1) is how much of the activations' range SmoothQuant
-    moves into INT8 weights.
-    """
-
+    #: `static`: scales from calibration; `dynamic`: at run time, INT8 on ONNX Runtime's CPU only and the default there
     method: Literal["static", "dynamic"] | None = None
+    #: of all other GEMMs, and of the scales; else fp16 for `static`, fp32 for `dynamic`
     precision: Literal["fp32", "fp16", "bf16"] | None = None
-    keep: tuple[str, ...] = ()
-    alpha: float = 0.5
+    keep: tuple[str, ...] = ()  #: GEMMs that stay in that precision, as patterns: `layers.0.*`, `*.o_proj`
+    alpha: float = 0.5  #: 0 to 1: how much of the activations' range SmoothQuant moves into INT8 weights
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -62,10 +56,10 @@ class Quantisation:
 
 @dataclass(frozen=True)
 class Build:
-    """How TensorRT builds an engine: its scratch memory, and how long it looks for fast kernels (0 to 5)."""
+    """How TensorRT builds an engine."""
 
-    workspace_mebibytes: int = 4096
-    optimisation_level: int = 3
+    workspace_mebibytes: int = 4096  #: scratch memory while building
+    optimisation_level: int = 3  #: 0 to 5: how long it looks for fast kernels
 
     def __post_init__(self) -> None:
         at_least("workspace_mebibytes", self.workspace_mebibytes, 1)
@@ -77,11 +71,12 @@ class Build:
 class Served:
     """What every member has: where it is from, how Triton runs it, and how close to the original it must be."""
 
-    name: str
-    base: str
-    revision: str | None = None
-    instances: int = 1
-    threads: int = 1
+    name: str  #: lower-case letters, digits and underscores; the name of its model in Triton
+    base: str  #: folder, or hub id (`organisation/name`); of a length baseline the folder of fitted buckets
+    revision: str | None = None  #: commit of a hub id, which has to be pinned
+    instances: int = 1  #: copies that Triton runs at the same time, per GPU
+    threads: int = 1  #: of each instance, on a CPU
+    #: how far it may be from the original; each key defaults to the precision's own limit
     parity: ParityLimits = field(default_factory=ParityLimits)
 
     def __post_init__(self) -> None:
@@ -97,36 +92,32 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Served):
-    """A member that reads text: where its weights are, how it reads a battle, and how it is served.
+    """A member that reads text: where its weights are, how it reads a battle, and how it is served."""
 
-    Several `adapter`s (of folds, say) become one member whose weights are the mean of the merged ones;
-    `adapter_revision` then may be a list, too, with "" for those that are folders. `base_rounding`
-    merges into the base as bitsandbytes rounds it in training, and not as it is stored. `adapter_base` accepts adapters
-    that name this hub id as their base although `base` is another (a copy of the same weights).
-
-    `head_labels` are the names that the checkpoint's head uses for `labels`, in the same order; without them, what the
-    head names must be `labels` themselves (or nothing: `LABEL_0`, `LABEL_1`, ...).
-
-    `template` is the name of a preset or a table; `special_tokens = "template"` says that training put round a text
-    what the template does, although the base's tokenizer does otherwise.
-    """
-
-    kind: Literal["classifier"] = "classifier"
-    template: str | Template
+    kind: Literal["classifier"] = "classifier"  #: what the member is
+    template: str | Template  #: a preset, or `{ text, add_bos, add_eos }`: how a battle becomes text
+    #: training put what the template does round a text, although the base's tokenizer does otherwise
     special_tokens: Literal["template"] | None = None
-    max_tokens: int
+    max_tokens: int  #: longest sequence that the member reads, special tokens included; at least 16
+    #: LoRA adapter, folder or hub id; several (of folds, say) are merged into their mean; without one the base has its
+    #: own head
     adapter: str | tuple[str, ...] | None = None
+    #: commit of the adapter on the hub, or one for each adapter ("" for a folder)
     adapter_revision: str | tuple[str, ...] | None = None
-    adapter_base: str | None = None
+    adapter_base: str | None = None  #: the base that the adapter names, where `base` is a copy of the same weights
+    #: merge into the base as bitsandbytes rounds it in training, and not as it is stored
     base_rounding: Rounding = "none"
+    #: names that the head's checkpoint uses for `labels`, in the same order; else it must use `labels` themselves or
+    #: none
     head_labels: tuple[str, ...] = ()
-    truncation: Truncation = field(default_factory=Truncation)
-    precision: Precision = "fp32"
-    engine: Engine = "onnxruntime"
+    truncation: Truncation = field(default_factory=Truncation)  #: what is cut of a battle that is too long
+    precision: Precision = "fp32"  #: of the GEMMs; all between them is FP32
+    engine: Engine = "onnxruntime"  #: the runtime that serves it
+    #: numbers of the GPUs it runs on, from 0; without any it runs on the CPU (`onnxruntime`)
     gpus: tuple[int, ...] = ()
-    quantisation: Quantisation | None = None
-    build: Build = field(default_factory=Build)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    quantisation: Quantisation | None = None  #: for `int8` and `fp8` only
+    build: Build = field(default_factory=Build)  #: how TensorRT builds the engine
+    training: Mapping[str, Any] = field(default_factory=dict)  #: how it is fine-tuned
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,7 +170,7 @@ class Classifier(Served):
 class LengthBaseline(Served):
     """The length baseline as a member: `base` is the folder of its fitted buckets. It has no text, weights or GPU."""
 
-    kind: Literal["length_buckets"] = "length_buckets"
+    kind: Literal["length_buckets"] = "length_buckets"  #: what the member is
     #: The number of the bucket is the one token of a battle.
     max_tokens: ClassVar[int] = 1
     adapters: ClassVar[tuple[str, ...]] = ()
@@ -195,20 +186,17 @@ Member = Classifier | LengthBaseline
 
 @dataclass(frozen=True)
 class Serving:
-    """How Triton schedules requests. Counts are requests, of one battle each.
+    """How Triton schedules requests, of one battle each."""
 
-    The embedded server's door takes battles of up to `max_text_bytes` (UTF-8, all texts together) and `max_turns`, and
-    no more of them at a time than are answered within `latency_goal_milliseconds`.
-    """
-
-    max_batch_size: int = 16
-    max_queue_delay_microseconds: int = 2000
-    max_queue_size: int = 4096
-    queue_timeout_microseconds: int = 60_000_000
-    tokenize_instances: int = 1
-    served_versions: int = 1
-    max_text_bytes: int = 16 * 2**20
-    max_turns: int = 1000
+    max_batch_size: int = 16  #: battles in one execution of a member
+    max_queue_delay_microseconds: int = 2000  #: how long a battle waits for others to share its execution
+    max_queue_size: int = 4096  #: battles that wait for `tokenize`; more are refused
+    queue_timeout_microseconds: int = 60_000_000  #: how long a battle waits for a member; then it is refused
+    tokenize_instances: int = 1  #: processes that tokenise
+    served_versions: int = 1  #: versions of the repository that are loaded at a time
+    max_text_bytes: int = 16 * 2**20  #: UTF-8, all texts of a battle together (embedded server only)
+    max_turns: int = 1000  #: of each field (embedded server only)
+    #: no more battles are let in than are answered within this time (embedded server only)
     latency_goal_milliseconds: int = 2000
 
     def __post_init__(self) -> None:
@@ -221,25 +209,26 @@ class Serving:
 
 @dataclass(frozen=True)
 class Data:
-    """Files of battles: CSV or Parquet; training also reads TSV and JSON Lines. Parity is measured on `sample`."""
+    """Files of labelled battles: CSV, TSV, JSON Lines (or one of them gzipped) or Parquet."""
 
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    sample: str | None = None
+    train: str | None = None  #: battles that are trained on
+    validation: str | None = None  #: battles that weights and early stopping are measured on
+    test: str | None = None  #: battles that `evaluate` measures on
+    sample: str | None = None  #: battles that parity is measured on and ranges are calibrated on
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything about one ensemble."""
 
-    name: str
-    members: tuple[Member, ...] = field(metadata={"key": "member"})
+    name: str  #: what everything it makes is called: `build/NAME`
+    members: tuple[Member, ...] = field(metadata={"key": "member"})  #: one table for each model of the ensemble
+    #: in the order of the heads' logits; those that end in `a` and `b` trade places with the responses
     labels: tuple[str, ...] = LABELS_THREE_WAY
-    combine: Combine = field(default_factory=Combine)
-    serving: Serving = field(default_factory=Serving)
-    data: Data = field(default_factory=Data)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    combine: Combine = field(default_factory=Combine)  #: how the members become one prediction
+    serving: Serving = field(default_factory=Serving)  #: how Triton schedules
+    data: Data = field(default_factory=Data)  #: files of battles
+    training: Mapping[str, Any] = field(default_factory=dict)  #: where training gets its battles and bases
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):

@@ -32,15 +32,12 @@ FOLDS = 10
 
 @dataclass(frozen=True)
 class BaselineSettings:
-    """Quantile buckets of the difference in `unit`: `buckets` of them, or as many as leave `bucket_battles` in each.
+    """Quantile buckets of the difference in length between the responses."""
 
-    Every bucket counts as if it held `smoothing` more battles that fell out like all of them together, so that thin
-    buckets lean on the class prior.
-    """
-
-    buckets: int = 250
-    unit: Unit = "characters"
-    bucket_battles: int = 30
+    buckets: int = 250  #: how many at most
+    unit: Unit = "characters"  #: of the length
+    bucket_battles: int = 30  #: at least so many battles in each bucket
+    #: battles that each bucket counts besides, with the shares of all together: thin ones lean on the class prior
     smoothing: float = 20.0
 
     def __post_init__(self) -> None:

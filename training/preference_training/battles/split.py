@@ -35,20 +35,17 @@ LENGTH_BUCKET = "length_bucket"
 
 @dataclass(frozen=True)
 class Split:
-    """The table `[training.split]`: a labelled file, and the share of its battles that each part gets.
+    """One labelled file, split into three by prompt, each with the same shares of labels."""
 
-    `sample` takes that many battles only, with the same shares of labels; without it all are used. `length_buckets`
-    above 1 keeps the shares of that many quantile buckets of the difference in length (A - B, in characters) as well,
-    and adds the number of each battle's bucket as the column `length_bucket`.
-    """
-
-    source: str
-    train: float = 0.7
-    validation: float = 0.1
-    test: float = 0.2
-    sample: int | None = None
+    source: str  #: the file
+    train: float = 0.7  #: share of its battles
+    validation: float = 0.1  #: share of its battles
+    test: float = 0.2  #: share of its battles
+    sample: int | None = None  #: takes so many battles only, with the same shares of labels
+    #: above 1: also stratified by so many quantiles of the difference in length (A - B, in characters), and numbered in
+    #: a column `length_bucket`
     length_buckets: int = 1
-    seed: int = 42
+    seed: int = 42  #: of what is drawn
 
     def __post_init__(self) -> None:
         for part, share in zip(PARTS, self.shares(), strict=True):

@@ -13,44 +13,39 @@ from preference_core.structure import structure
 
 @dataclass(frozen=True)
 class Recipe:
-    """LoRA on a frozen base, and a score head.
+    """LoRA on a frozen base, and a score head."""
 
-    `first_layer` and `last_layer` (counted from 0, both included) bound the layers that get LoRA; the default is all.
-    `target_modules` are PEFT's names of the linear layers. `warmup_ratio` is a share of all steps.
-    `swap_probability` is how often a battle is shown with its responses exchanged. The held-out battles are always
-    evaluated at the end, and `evaluations_per_epoch` times in each epoch. `early_stopping_patience` counts evaluations
-    without improvement of `best_metric`, and keeps the best state; without it the last state is kept.
-    `identity_loss_weight` above 0 adds two heads that tell which model wrote each response, and only train: the loss is
-    that of the preference, and this weight times that of each identity.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    first_layer: int | None = None
-    last_layer: int | None = None
-    learning_rate: float = 1e-4
-    batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    epochs: float = 1.0
-    warmup_ratio: float = 0.1
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
-    weight_decay: float = 0.01
-    max_gradient_norm: float = 1.0
-    label_smoothing: float = 0.0
-    group_by_length: bool = True
-    swap_probability: float = 0.0
+    rank: int = 16  #: of LoRA's matrices
+    alpha: int = 32  #: LoRA's scale is alpha / rank
+    dropout: float = 0.0  #: share of LoRA's inputs that are left out
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  #: PEFT's names of the linear layers
+    first_layer: int | None = None  #: the first layer that gets LoRA, from 0; else all
+    last_layer: int | None = None  #: the last one, itself included
+    learning_rate: float = 1e-4  #: at its highest
+    batch_size: int = 8  #: battles in one pass
+    gradient_accumulation_steps: int = 1  #: passes in one step
+    epochs: float = 1.0  #: passes through the battles
+    warmup_ratio: float = 0.1  #: share of all steps in which the learning rate rises
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"  #: how the learning rate falls afterwards
+    weight_decay: float = 0.01  #: of AdamW
+    max_gradient_norm: float = 1.0  #: gradients are clipped to it
+    label_smoothing: float = 0.0  #: share of a label that is spread over all, in training only
+    group_by_length: bool = True  #: batches of battles of like length
+    swap_probability: float = 0.0  #: how often a battle is shown with its responses exchanged
+    #: above 0 adds two heads that tell which model wrote each response; they only train, and their losses count this
+    #: much
     identity_loss_weight: float = 0.0
-    seed: int = 42
+    seed: int = 42  #: of everything that is drawn
+    #: of the base and its products; `fp16` needs a GPU; LoRA and heads are always FP32
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    quantisation: Literal["none", "nf4", "int8"] = "none"
-    gradient_checkpointing: bool = False
-    evaluation_batch_size: int = 16
-    evaluations_per_epoch: int = 0
+    quantisation: Literal["none", "nf4", "int8"] = "none"  #: of the base while training; needs bitsandbytes and a GPU
+    gradient_checkpointing: bool = False  #: less memory for more time
+    evaluation_batch_size: int = 16  #: battles in one pass of an evaluation
+    evaluations_per_epoch: int = 0  #: on `data.validation`, besides the one at the end
+    #: evaluations without improvement of `best_metric` that stop the training; the best state is kept, else the last
     early_stopping_patience: int | None = None
-    best_metric: Literal["log_loss", "accuracy"] = "log_loss"
-    tensorboard: bool = False
+    best_metric: Literal["log_loss", "accuracy"] = "log_loss"  #: what early stopping goes by
+    tensorboard: bool = False  #: writes logs into the adapter's folder
 
     def __post_init__(self) -> None:
         for key in ("rank", "batch_size", "gradient_accumulation_steps", "evaluation_batch_size"):

@@ -28,12 +28,12 @@ BASES_VERSION = 2
 
 @dataclass(frozen=True)
 class BattleCounts:
-    """How many battles each file gets, and the seed of all of them. To be split, all of them are one file."""
+    """How many battles are generated for each file; to be split, all of them are one file."""
 
-    train: int = 2000
-    validation: int = 500
-    test: int = 500
-    seed: int = 42
+    train: int = 2000  #: battles in train.csv
+    validation: int = 500  #: battles in validation.csv
+    test: int = 500  #: battles in test.csv
+    seed: int = 42  #: of all of them
 
     def __post_init__(self) -> None:
         for split, count in self.splits().items():
@@ -47,13 +47,12 @@ class BattleCounts:
 
 @dataclass(frozen=True)
 class Generation:
-    """The table `[training]`: where battles come from (generated, split from one file, or one after the other), how the
-    length baseline is fitted, and tiny bases by member.
-    """
+    """Where battles come from (generated, split from one file, or both), the length baseline, and tiny bases."""
 
-    battles: BattleCounts | None = None
-    split: Split | None = None
-    baseline: BaselineSettings = field(default_factory=BaselineSettings)
+    battles: BattleCounts | None = None  #: battles that `generate` makes
+    split: Split | None = None  #: one file that `split` divides; with `battles`, all generated ones are that file
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)  #: how the length baseline is fitted
+    #: shape of a random base, by member, that `generate` makes
     tiny: Mapping[str, TinyBase] = field(default_factory=dict)
 
 

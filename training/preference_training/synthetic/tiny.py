@@ -28,24 +28,21 @@ LLAMA3_ROPE = {
 
 @dataclass(frozen=True)
 class TinyBase:
-    """Shape of one random base. Sizes in units of the architecture's own configuration; `max_positions` in tokens.
+    """Shape of one random base."""
 
-    `stretched_rope` is Llama's alone: the rotary frequencies of 3.1 and later, or those of 3.0.
-    """
-
-    architecture: Family
-    hidden_size: int = 192
-    intermediate_size: int = 576
-    layers: int = 3
-    heads: int = 4
-    key_value_heads: int = 2
-    head_dim: int = 48
-    vocabulary_size: int = 4096
-    max_positions: int = 8192
-    sliding_window: int = 4096
-    initializer_std: float = 0.02
-    stretched_rope: bool = True
-    seed: int = 42
+    architecture: Family  #: whose configuration it has
+    hidden_size: int = 192  #: features of the residual stream
+    intermediate_size: int = 576  #: features of the MLP
+    layers: int = 3  #: decoder layers
+    heads: int = 4  #: query heads
+    key_value_heads: int = 2  #: divides `heads`
+    head_dim: int = 48  #: features of a head; even
+    vocabulary_size: int = 4096  #: of the tokenizer that is trained on the battles
+    max_positions: int = 8192  #: longest sequence, in tokens
+    sliding_window: int = 4096  #: in tokens, for Gemma-2
+    initializer_std: float = 0.02  #: of the random weights
+    stretched_rope: bool = True  #: Llama only: the rotary frequencies of 3.1 and later, else those of 3.0
+    seed: int = 42  #: of the weights
 
     def __post_init__(self) -> None:
         if self.head_dim % 2:
