@@ -13,6 +13,7 @@ import typer
 from preference_core.artefacts.manifest import hashed_once
 from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.ensemble.loading import load_config
+from preference_core.errors import UserError
 from preference_core.structure import plain
 from preference_export.run import Run
 
@@ -24,6 +25,17 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be don
 Unchecked = Annotated[
     bool, typer.Option("--unchecked", help="Serve what could not be compared with the original model here.")
 ]
+
+Against = Annotated[
+    Path | None,
+    typer.Option(help="File of your own predictions: `id` and one column of probabilities for each label."),
+]
+Battles = Annotated[Path | None, typer.Option(help="The battles that were scored; without it, `data.sample`.")]
+OneMember = Annotated[str | None, typer.Option("--member", help="The predictions are those of this member alone.")]
+NOTHING_FOUND = (
+    "None of the usual causes explains it (text, special tokens, truncation, order of labels or responses). Compare "
+    "the ids of one battle with those of your script: `preference-export check CONFIG` prints an example."
+)
 
 
 @app.callback()
@@ -78,13 +90,34 @@ def onnx(config: ConfigPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def check(config: ConfigPath, as_json: AsJson = False) -> None:
-    """Compare each exported member with the original model, again, and record the result."""
-    run = Run(load_config(config), as_json)
-    from preference_export.stages import check_members
+def check(
+    config: ConfigPath,
+    against: Against = None,
+    battles: Battles = None,
+    member: OneMember = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare each exported member with the original model, again, and record the result.
 
-    check_members(run)
+    With --against: compare the exported ensemble with your own predictions instead; exit code 1 where they differ.
+    """
+    run = Run(load_config(config), as_json)
+    if against is None:
+        if battles is not None or member is not None:
+            raise UserError("`--battles` and `--member` have no meaning without `--against`")
+        from preference_export.stages import check_members
+
+        check_members(run)
+        run.finish()
+        return
+    from preference_export.stages import compare_with_predictions
+
+    agrees = compare_with_predictions(run, against, battles, member)
     run.finish()
+    if not agrees:
+        cause = run.results[-1].get("cause")
+        typer.echo(f"hint: {cause or NOTHING_FOUND}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

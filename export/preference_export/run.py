@@ -4,7 +4,7 @@ Results go to stdout, bars to stderr. It does not know what the stages do, so it
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from preference_core.ensemble.settings import Config
+from preference_core.errors import escape_control_characters
 from preference_core.progress import BytesDone, StepDone
 
 
@@ -33,6 +34,13 @@ class Run:
             brief = {key: value for key, value in more.items() if not isinstance(value, dict)}
             facts = "".join(f", {key.replace('_', ' ')} {_shown(value)}" for key, value in brief.items())
             typer.echo(f"{stage:<10} {name:<16} {'written' if changed else 'up to date'}: {folder.as_posix()}{facts}")
+
+    def note(self, stage: str, name: str, lines: Sequence[str], **facts: Any) -> None:
+        """Notes a result that is no folder; without `--json` its `lines` are printed at once."""
+        self.results.append({"stage": stage, "name": name, **facts})
+        if not self.as_json:
+            for line in lines:
+                typer.echo(f"{stage:<10} {name:<16} {escape_control_characters(line)}")
 
     def finish(self) -> None:
         """Prints the JSON object, if that was asked for."""

@@ -10,15 +10,19 @@ from preference_core.artefacts.manifest import read_manifest
 from preference_core.artefacts.replacement import replaced_folder
 from preference_core.ensemble.settings import Classifier, Member
 from preference_core.errors import escape_control_characters
+from preference_core.structure import plain
 from preference_export.checkpoint.allocation import freed_memory_kept
 from preference_export.checkpoint.source import Source, source_of
 from preference_export.checkpoint.write import write_checkpoint
 from preference_export.engine.artefact import build_member_engine
+from preference_export.gate.against import compare_with_owner
 from preference_export.gate.check import CannotCheckError, check_member
+from preference_export.gate.example import example_of
 from preference_export.graph import member as members
 from preference_export.graph.precision import check_supported, recipe_of
-from preference_export.original.calibration import calibrate_member
+from preference_export.original.calibration import calibrate_member, sample_of
 from preference_export.original.member import original_of
+from preference_export.original.sample import read_sample
 from preference_export.plan import MemberPlan, plan_of
 from preference_export.repository import assemble as repositories
 from preference_export.run import Run, byte_progress, phase_progress
@@ -69,6 +73,23 @@ def check_members(run: Run) -> None:
     check_supported(run.config)
     for member in run.config.members:
         _check(run, member, source_of(member), again=True)
+
+
+def compare_with_predictions(run: Run, predictions: Path, battles: Path | None, name: str | None) -> bool:
+    """Compares what is exported with the owner's own predictions; False above the limits."""
+    member = None if name is None else run.config.member(name)
+    with phase_progress("against") as report:
+        found = compare_with_owner(run.config, member, predictions, battles or sample_of(run.config), report)
+    line = (
+        f"{found.battles:,} battles ({found.shortened:,} shortened; {found.left_out:,} without a prediction): "
+        f"max probability difference {found.max_probability_difference:.2g} (id {found.worst_id}), "
+        f"mean {found.mean_probability_difference:.2g}, decision flips {found.decision_flips:,}"
+    )
+    if found.log_loss_change is not None:
+        line += f", log loss change {found.log_loss_change:.2g}"
+    verdict = f"differs: {'; '.join(found.broken)}" if found.broken else "agrees with your predictions"
+    run.note("against", name or run.config.name, [line, verdict], **plain(found))
+    return not found.broken
 
 
 def assemble_repository(run: Run, unchecked: bool) -> None:
@@ -147,6 +168,11 @@ def _check(run: Run, member: Member, source: Source, *, again: bool) -> None:
     checked = check_member(run.config, member, source, again=again)
     parity = {key: value for key, value in checked.parity.items() if key != "basis"}
     run.add("check", member.name, changed=checked.changed, folder=checked.folder, file=checked.file, **parity)
+    example = example_of(
+        run.config.folders.exported(member.name), read_sample(sample_of(run.config), run.config.labels)
+    )
+    if example is not None:
+        run.note("example", member.name, example.lines(), **plain(example))
 
 
 def _repository(run: Run, unchecked: bool, *, check_inputs: bool = False) -> None:

@@ -3,7 +3,6 @@
 from typing import TypeVar
 
 from preference_core.ensemble.settings import Classifier, Config, LengthBaseline
-from preference_core.errors import UserError, nearest
 
 M = TypeVar("M", Classifier, LengthBaseline)
 
@@ -13,7 +12,5 @@ def chosen_members(config: Config, name: str | None, kind: type[M]) -> list[M]:
 
     `UserError` naming the nearest where there is no member called `name`.
     """
-    names = [member.name for member in config.members]
-    if name is not None and name not in names:
-        raise UserError(f"There is no member `{name}`", hint=nearest(name, names))
-    return [member for member in config.members if name in (None, member.name) and isinstance(member, kind)]
+    named = config.members if name is None else (config.member(name),)
+    return [member for member in named if isinstance(member, kind)]

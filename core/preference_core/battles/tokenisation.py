@@ -72,6 +72,7 @@ class BattleTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, settings: TokenisationSettings) -> None:
         self.settings = settings
+        self._tokenizer = tokenizer
         self.template = template_of(settings.template)
         self._window = Window(tokenizer)
         self._prefix = self._special(tokenizer, "bos", settings.bos_token, self.template.add_bos)
@@ -89,6 +90,15 @@ class BattleTokenizer:
                 raise ArtefactError(f"`{folder}` has no {name}", hint="Make it with `preference-export`.")
         settings = structure(TokenisationSettings, json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")))
         return cls(read_tokenizer(folder / TOKENIZER_FILE), settings)
+
+    def with_settings(self, settings: TokenisationSettings) -> "BattleTokenizer":
+        """The same tokenizer that reads battles in another way."""
+        return BattleTokenizer(self._tokenizer, settings)
+
+    def text_of(self, number: int) -> str:
+        """One id as text."""
+        text: str = self._tokenizer.decode([number], skip_special_tokens=False)
+        return text
 
     def encode(self, battle: Battle) -> TokenisedBattle:
         """Ids of one battle, at most `max_tokens`, special tokens included."""

@@ -13,7 +13,7 @@ from preference_core.battles.template import Template, template_of
 from preference_core.battles.truncation import Truncation
 from preference_core.ensemble.combination import Combination, Combine
 from preference_core.ensemble.folders import Folders
-from preference_core.errors import CombinationError, ConfigError, nearest
+from preference_core.errors import CombinationError, ConfigError, UserError, nearest
 from preference_core.structure import at_least
 from preference_core.tensors import RESERVED_MODEL_NAMES
 
@@ -253,6 +253,13 @@ class Config:
             _ = self.combination
         except CombinationError as error:
             raise ConfigError(f"`combine`: {error.message}", error.hint) from error
+
+    def member(self, name: str) -> Member:
+        """The member called `name`; `UserError` naming the nearest where there is none."""
+        for member in self.members:
+            if member.name == name:
+                return member
+        raise UserError(f"There is no member `{name}`", hint=nearest(name, [member.name for member in self.members]))
 
     @property
     def combination(self) -> Combination:

@@ -74,6 +74,7 @@ def check_special_tokens(
         hints.append(f"If it used another one, remove this one's files from `{origin}`.")
     else:
         hints.append('If training did as the template does, write `special_tokens = "template"`.')
+    hints.append("Then compare with your own predictions: `preference-export check CONFIG --against FILE`.")
     raise ArtefactError(
         f"The template of `{member.name}` makes of a text {wanted}, the tokenizer of `{origin}` does not: {said}",
         hint=" ".join(hints),

@@ -16,14 +16,16 @@ import torch
 from preference_core.artefacts.manifest import Manifest, amend_manifest, sha256_of
 from preference_core.battles.battle import swapped_label_order
 from preference_core.battles.encoders import encoder_from_folder
+from preference_core.battles.template import template_of
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.metrics import swap_consistency
-from preference_core.ensemble.settings import Config, Member
+from preference_core.ensemble.settings import Classifier, Config, Member
 from preference_core.errors import ConfigError, ParityError, UserError
 from preference_core.structure import plain
 from preference_export.artefacts.names import MODEL_FILE, PLAN_FILE
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.source import Source
+from preference_export.checkpoint.tokenizer_check import auto_tokenizer, check_same_ids, tokenizer_of
 from preference_export.engine.artefact import built_engine
 from preference_export.engine.build import NO_GPU, gpu_architecture, tensorrt_module, use_gpu_of
 from preference_export.gate.onnx_classifier import CPU_PROVIDER, CUDA_PROVIDER, OnnxClassifier
@@ -119,6 +121,7 @@ def check_member(config: Config, member: Member, source: Source, *, again: bool 
     known = subject.manifest.parity
     if not again and known.get("basis") == basis and BROKEN not in known:
         return Checked(False, subject.folder, subject.file, known)
+    _check_reading(member, source, sample)
     sequences, targets = _sequences(config.folders.exported(member.name), sample, config.labels)
     reference = reference_of(config, member, source)
     expected = reference.logits(sequences)
@@ -152,6 +155,13 @@ def check_member(config: Config, member: Member, source: Source, *, again: bool 
             hint="Nothing was put into the repository. Use a wider `precision`, or set `parity` limits you accept.",
         )
     return Checked(True, subject.folder, subject.file, record)
+
+
+def _check_reading(member: Member, source: Source, sample: Sample) -> None:
+    """Refuses a tokenizer that reads the sample's texts otherwise than Transformers."""
+    if isinstance(member, Classifier):
+        checkpoint, template = tokenizer_of(source), template_of(member.template)
+        check_same_ids(checkpoint, auto_tokenizer(checkpoint), map(template.render, sample.battles))
 
 
 def _provider_for(member: Member) -> str:

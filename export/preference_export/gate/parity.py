@@ -3,7 +3,7 @@
 It compares logits; where they come from (`Reference`, `OnnxClassifier`, an engine) is up to the caller.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -114,12 +114,19 @@ def limits_of(precision: Precision, limits: ParityLimits) -> ParityLimits:
 
 def exceeded(parity: Parity, limits: ParityLimits) -> list[str]:
     """One sentence for each limit that `parity` does not keep."""
-    measured = {
-        "max_logit_difference": parity.max_logit_difference,
-        "max_probability_difference": parity.max_probability_difference,
-        "max_decision_flips": parity.decision_flips,
-        "max_log_loss_change": parity.log_loss_change,
-    }
+    return over(
+        {
+            "max_logit_difference": parity.max_logit_difference,
+            "max_probability_difference": parity.max_probability_difference,
+            "max_decision_flips": parity.decision_flips,
+            "max_log_loss_change": parity.log_loss_change,
+        },
+        limits,
+    )
+
+
+def over(measured: Mapping[str, float | None], limits: ParityLimits) -> list[str]:
+    """One sentence for each value, by the name of its limit, that is above it."""
     sentences = []
     for name, value in measured.items():
         limit = getattr(limits, name)
