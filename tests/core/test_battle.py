@@ -1,6 +1,8 @@
 import json
 import math
+import re
 
+import numpy as np
 import pytest
 
 from preference_core.battles.battle import Battle, battle_from_row, battle_from_turns, swapped_label_order
@@ -16,23 +18,91 @@ def row(prompt, a="x", b="y"):
     [
         ('["one", "two"]', ("one", "two")),
         ('["one", null]', ("one", "")),
+        ('["one", NaN]', ("one", "")),
         ("[null]", ("",)),
         ('["a\\/b"]', ("a/b",)),
         ('["\\ud83d\\ude80"]', ("🚀",)),
         ('["a\\",\\"b", "null"]', ('a","b', "null")),
         ('["line\nbreak"]', ("line\nbreak",)),
         (["one", None], ("one", "")),
-        ("plain text", ("plain text",)),
-        ("[not json", ("[not json",)),
-        ("[1, 2]", ("[1, 2]",)),
-        ('["a", ["b"]]', ('["a", ["b"]]',)),
-        ("[" * 100_000, ("[" * 100_000,)),
-        (None, ("",)),
-        ("", ("",)),
+        (str(["one", "it's", None, "a\n'\xe9\"\\", "[x]"]), ("one", "it's", "", "a\n'\xe9\"\\", "[x]")),
+        (str(["it's"]), ("it's",)),
+        (str(np.array(["one", None, "th, 'ree"], dtype=object)), ("one", "", "th, 'ree")),
+        (str(np.array(["x" * 50, "y" * 50])), ("x" * 50, "y" * 50)),
+        ("['one', nan]", ("one", "")),
+        (" ['one'] ", ("one",)),
     ],
 )
-def test_a_field_is_a_list_of_turns_or_one_turn_of_plain_text(value, turns):
-    assert battle_from_row(row(value, value, value)) == Battle(turns, turns, turns)
+def test_a_list_is_its_turns_whether_json_pandas_or_numpy_wrote_it(value, turns):
+    prompt = ("p",) * len(turns)
+    assert battle_from_row(row(json.dumps(prompt), value, value)) == Battle(prompt, turns, turns)
+    if all(turns):
+        assert battle_from_row(row(value, value, value)) == Battle(turns, turns, turns)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "plain text",
+        "[not json",
+        "[INST] Hi",
+        "[1, 2]",
+        "[Your name]\n[Date]",
+        '["a", "b"] sorted?',
+        "[" * 100_000,
+        "nan or None",
+        '{"a": 1}',
+        "",
+    ],
+)
+def test_any_other_text_is_one_turn_even_if_it_starts_with_a_bracket(value):
+    assert battle_from_row(row(value, "x", value)) == Battle((value,), ("x",), (value,))
+
+
+def test_plain_texts_that_all_start_with_a_list_are_plain():
+    battle = battle_from_row(row('["b", "a"] sorted?', '["a", "b"]', "['a', 'b']: here it is"))
+    assert battle.response_a == ('["a", "b"]',)
+
+
+def test_a_value_that_is_missing_is_an_empty_turn():
+    assert battle_from_row(row(None, None, None)) == Battle(("",), ("",), ("",))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "a", "b", "message"),
+    [
+        ('["p"]', '["a"]', '["b', "`response_b` is not a JSON list of turns, but `prompt` is"),
+        ("['p']", "nothing", "['b']", "`response_a` is not a JSON list of turns, but `prompt` is"),
+        ("Hi", '["a"]', '["b"]', "`prompt` is not a JSON list of turns, but both responses are"),
+        ('["p', '["a"]', '["b"]', "`prompt` is in brackets"),
+        ('["p', '["a', '["b', "`prompt` is in brackets"),
+        ("[Hi, there]", "[one]", "[two]", "`prompt` is in brackets"),
+        ("['p' ... 'q']", "['a' ... 'b']", "", "`prompt` is in brackets"),
+        ("[np.str_('p')]", "[np.str_('a')]", "[np.str_('b')]", "`prompt` is in brackets"),
+        ("array(['p'], dtype=object)", "array(['a'], dtype=object)", "array(['b'])", "`prompt` is in brackets"),
+        ("('p', 'q')", "('a', 'b')", "('c', 'd')", "`prompt` is in brackets"),
+        ('{"Hi there",you}', "{one}", "{two}", "`prompt` is in brackets"),
+        ('[{"role": "user", "content": "p"}]', '[{"content": "a"}]', '[{"content": "b"}]', "`prompt` is in brackets"),
+        ('[["p"]]', '[["a"]]', '[["b"]]', "`prompt` is in brackets"),
+        ('["p", 1]', '["a", 2]', '["b", 3]', "`prompt` is in brackets"),
+        ('"[\\"p\\"]"', '"[\\"a\\"]"', '"[\\"b\\"]"', "`prompt` is in brackets"),
+        ('["[\\"p\\"]"]', '["[\\"a\\"]"]', '["[\\"b\\"]"]', "`prompt` is a list of turns in one text"),
+        ('["p", ""]', '["a", ""]', '["b", null]', "`prompt` and both responses are empty in turn 2 of 2"),
+        *(("Hi", missing, "b", f"`response_a` is `{missing}`") for missing in ("nan", "NaN", "None", "null", "<NA>")),
+        ("None", "a", "b", "`prompt` is `None`"),
+    ],
+)
+def test_a_cell_that_is_not_what_it_seems_is_refused(prompt, a, b, message):
+    with pytest.raises(BattleError, match=re.escape(message)) as caught:
+        battle_from_row(row(prompt, a, b))
+    assert caught.value.hint
+
+
+def test_a_list_sent_as_one_turn_is_refused_and_one_that_is_meant_passes_beside_plain_text():
+    with pytest.raises(BattleError, match="list of turns in one text"):
+        battle_from_turns(['["p"]'], ["['a']"], [""])
+    assert battle_from_turns(['["p"]'], ["a"], ["['b']"]).prompt == ('["p"]',)
+    assert battle_from_row(row('["nan"]', '["None"]', '["[1, 2]"]')) == Battle(("nan",), ("None",), ("[1, 2]",))
 
 
 def test_the_texts_of_a_row_are_json_all_of_them_or_none():
@@ -40,8 +110,6 @@ def test_the_texts_of_a_row_are_json_all_of_them_or_none():
         ("List two fruits",), ('["apple", "pear"]',), ('["fig"]',)
     )
     assert battle_from_row(row('["p"]', "", None)) == Battle(("p",), ("",), ("",))
-    with pytest.raises(BattleError, match="`response_b` is not a JSON list of turns, but `prompt` is"):
-        battle_from_row(row('["p"]', '["a"]', '["b'))
 
 
 def test_an_empty_list_is_one_empty_turn():

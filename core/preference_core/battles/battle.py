@@ -1,19 +1,17 @@
 """A battle: one prompt of one or more turns, and two responses with as many turns.
 
-Parses what the published data files hold (JSON lists of turns, `null` turns, plain text) and refuses what no tokenizer
-can read. It knows nothing of templates or models.
+Refuses what no tokenizer can read. `cells` says what the texts of a file hold; it knows nothing of templates or models.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from preference_core.battles.cells import Turns, turns_of_cells, turns_of_text
 from preference_core.errors import BattleError
 from preference_core.tensors import FIELDS
 
-Turns = tuple[str, ...]
 InvalidText = Literal["error", "replace"]
 
 #: Battles that a rule may answer instead of the models; the first entry is every other battle.
@@ -73,25 +71,16 @@ def swapped_label_order(labels: Sequence[str]) -> tuple[int, ...]:
 def battle_from_row(row: Mapping[str, Any], invalid_text: InvalidText = "error") -> Battle:
     """Reads the columns `prompt`, `response_a` and `response_b` of a row of any published file format.
 
-    A value may be a list of turns, a JSON list of turns, or plain text (one turn). Texts of a row are JSON all of them
-    or none: an answer may happen to be a JSON list. `invalid_text` says what happens to lone surrogates and NUL
-    characters: "error" raises `BattleError`, "replace" puts U+FFFD in their place.
+    A value may be a list of turns, a text that is one (`cells`), or plain text, which is one turn. `invalid_text` says
+    what happens to lone surrogates and NUL characters: "error" raises `BattleError`, "replace" puts U+FFFD in their
+    place.
     """
     missing = [field for field in FIELDS if field not in row]
     if missing:
         raise BattleError(missing[0], f"is missing; found {', '.join(map(repr, row)) or 'no columns'}")
-    values: dict[str, Any] = {field: row[field] for field in FIELDS}
-    texts = {field: value for field, value in values.items() if isinstance(value, str) and value.strip()}
-    turns = {field: _turns_of_json(text) for field, text in texts.items()}
-    plain = [field for field, found in turns.items() if found is None]
-    if plain and turns.get(FIELDS[0]) is not None:
-        raise BattleError(
-            plain[0],
-            "is not a JSON list of turns, but `prompt` is",
-            hint="Write all three fields of a row as JSON lists of turns.",
-        )
+    turns = turns_of_cells({field: row[field] for field in FIELDS if isinstance(row[field], str)})
     prompt, response_a, response_b = (
-        _turns_of_value(values[field] if plain else turns.get(field, values[field]), field) for field in FIELDS
+        turns[field] if field in turns else _turns_of_value(row[field], field) for field in FIELDS
     )
     return battle_from_turns(prompt, response_a, response_b, invalid_text)
 
@@ -99,7 +88,10 @@ def battle_from_row(row: Mapping[str, Any], invalid_text: InvalidText = "error")
 def battle_from_turns(
     prompt: Sequence[str], response_a: Sequence[str], response_b: Sequence[str], invalid_text: InvalidText = "error"
 ) -> Battle:
-    """Validates turns and makes a battle. An empty list means one empty turn."""
+    """Validates turns and makes a battle. An empty list means one empty turn.
+
+    Refuses what only looks like turns: a list of turns in one text, and turns that are empty in all three fields.
+    """
     fields = dict(zip(FIELDS, (prompt, response_a, response_b), strict=True))
     clean = {
         field: tuple(_clean(turn, field, invalid_text) for turn in turns) or ("",) for field, turns in fields.items()
@@ -108,34 +100,30 @@ def battle_from_turns(
     for field in FIELDS[1:]:
         if len(clean[field]) != turns:
             raise BattleError(field, f"has {len(clean[field])} turns, `prompt` has {turns}; they must be equal")
-    return Battle(**clean)
+    battle = Battle(**clean)
+    if turns > 1:
+        for number, texts in enumerate(zip(*clean.values(), strict=True), start=1):
+            if not any(texts):
+                what = f"and both responses are empty in turn {number} of {turns}"
+                raise BattleError("prompt", what, hint="Leave out turns that only fill up.")
+    elif turns_of_text(battle.prompt[0]) is not None:
+        responses = [text for text in battle.response_a + battle.response_b if text.strip()]
+        if responses and all(map(turns_of_text, responses)):
+            what = "is a list of turns in one text, and so are the responses"
+            raise BattleError("prompt", what, hint="Give each turn as a text of its own.")
+    return battle
 
 
 def _turns_of_value(value: Any, field: str) -> Turns:
-    """Turns of one field: plain text is one turn, `null` turns are empty text."""
+    """Turns of one field that is not text; `null` turns are empty text."""
     if value is None:
         return ("",)
-    if isinstance(value, str):
-        return (value,)
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         wrong = [turn for turn in value if not (turn is None or isinstance(turn, str))]
         if wrong:
             raise BattleError(field, f"holds a turn of type {type(wrong[0]).__name__}, expected text or null")
         return tuple(turn or "" for turn in value)
     raise BattleError(field, f"is {type(value).__name__}, expected text or a list of turns")
-
-
-def _turns_of_json(text: str) -> Turns | None:
-    """The turns of a JSON list of turns, None for any other text."""
-    if not text.lstrip().startswith("["):
-        return None
-    try:
-        turns = json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(turns, list) or not all(turn is None or isinstance(turn, str) for turn in turns):
-        return None
-    return tuple(turn or "" for turn in turns)
 
 
 def _clean(turn: str, field: str, invalid_text: InvalidText) -> str:

@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from preference_core.battles.battle import Battle, Turns
+from preference_core.battles.battle import Battle
+from preference_core.battles.cells import Turns
 from preference_core.battles.tokenisation import TokenisedBattle
 from preference_core.errors import ArtefactError, ConfigError
 from preference_core.structure import plain, structure
