@@ -94,6 +94,7 @@ def score(
                 battles,
                 file_format=file_format,
                 id_column=id_column,
+                unique_ids=submission,
                 invalid_text=invalid_text,
             ) as battle_file,
             Scorer(

@@ -4,12 +4,13 @@ A row that cannot be read becomes a row with an error; a file that cannot be rea
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from preference_client.rows import Row
 from preference_core.battles.battle import InvalidText, battle_from_row
 from preference_core.errors import UserError
 from preference_core.files.formats import FormatName, Record
-from preference_core.files.rows import ID_COLUMN, RowFile, text_of_id
+from preference_core.files.rows import ID_COLUMN, RowFile, new_id, text_of_id
 from preference_core.tensors import FIELDS
 
 
@@ -17,7 +18,8 @@ class BattleFile(RowFile):
     """An open file of battles. Iterate over it once, for its `Row`s; close it, or use it in a `with` statement.
 
     The columns `prompt`, `response_a` and `response_b` must be there. Ids are kept as text. A file without a column
-    `id` gets row numbers, from 1, and `has_ids` is False; an `id_column` that was asked for must be there.
+    `id` gets row numbers, from 1, and `has_ids` is False; an `id_column` that was asked for must be there. With
+    `unique_ids`, a row without an id of its own fails.
     """
 
     def __init__(
@@ -26,12 +28,14 @@ class BattleFile(RowFile):
         *,
         file_format: FormatName | None = None,
         id_column: str | None = None,
+        unique_ids: bool = False,
         invalid_text: InvalidText = "error",
     ) -> None:
         """Opens `path` (`-` is standard input) and reads its header. `UserError` if it is not a file of battles."""
         super().__init__(path, file_format=file_format, invalid_text=invalid_text)
         self._invalid_text: InvalidText = invalid_text
         self._id_column = id_column or ID_COLUMN
+        self._known_ids: set[str] | None = set() if unique_ids else None
         try:
             self._check_columns(id_column)
         except UserError:
@@ -52,7 +56,7 @@ class BattleFile(RowFile):
         identity = str(number)
         try:
             if self.has_ids and self._id_column in record.values:
-                identity = text_of_id(record.values[self._id_column])
+                identity = self._id_of(record.values[self._id_column])
             if record.error is not None:
                 raise UserError(f"{record.place}: {record.error.message}", record.error.hint)
             if self.has_ids and self._id_column not in record.values:
@@ -61,14 +65,19 @@ class BattleFile(RowFile):
         except UserError as error:
             return Row(identity, error)
 
+    def _id_of(self, value: Any) -> str:
+        if self._known_ids is None:
+            return text_of_id(value)
+        identity = new_id(value, self._known_ids)
+        self._known_ids.add(identity)
+        return identity
+
     def _check_columns(self, id_column: str | None) -> None:
         if self.columns is None:
             return
-        needed = (*FIELDS, *([id_column] if id_column else []))
+        similar = any(column.strip().casefold() == ID_COLUMN for column in self.columns)
+        needed = (*FIELDS, *([self._id_column] if id_column or similar else []))
         for column in needed:
             if column not in self.columns:
-                raise UserError(
-                    f"`{self.path}` has no column `{column}`; found {', '.join(map(repr, self.columns)) or 'none'}",
-                    hint="Rename a column, or say `--id-column`." if column == id_column else "Rename a column.",
-                )
+                raise self.no_column(column)
         self.check_once(needed)

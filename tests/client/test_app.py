@@ -127,8 +127,8 @@ def test_failed_rows_are_listed_and_the_others_scored_in_order(
     np.testing.assert_array_equal(np.array(rows[1][1:4], np.float32), expected("prompt 5"))
     failures = table(tmp_path / "p.errors.csv")
     assert [row[:2] for row in failures] == [["row", "id"], ["2", "b"], ["3", "c"], ["4", "d"]]
-    assert "`prompt` holds a lone surrogate" in failures[1][2]
-    assert "Line 4 has 2 columns" in failures[2][2]
+    assert "line 3: `prompt` is not UTF-8: it has a byte 0xff" in failures[1][2]
+    assert "line 4: the row has 2 columns" in failures[2][2]
     assert "`prompt` is poison" in failures[3][2]
     assert "3 failed: see" in result.stderr
 
@@ -150,6 +150,15 @@ def test_a_submission_is_whole_or_not_written(triton: Any, run: Run, tmp_path: P
     assert "--invalid-text replace" in result.stderr
     assert output.read_text() == "older"
     assert not (tmp_path / "p.errors.csv").exists()
+
+
+def test_a_submission_has_each_id_once(triton: Any, run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "b.csv"
+    source.write_text("id,prompt,response_a,response_b\nx,p,a,b\ny,p,a,b\nx,p,b,a\n")
+    result = run(source, "-o", tmp_path / "p.csv", "--url", triton.url, "--submission")
+    assert result.exit_code == 2
+    assert "Row 3 (id `3`) failed, and a submission needs every row: the id `x` is repeated" in result.stderr
+    assert not (tmp_path / "p.csv").exists()
 
 
 def test_a_submission_needs_ids(triton: Any, run: Run, tmp_path: Path) -> None:

@@ -134,6 +134,35 @@ def test_another_column_may_hold_the_ids(tmp_path: Path) -> None:
         rows_of(tmp_path / "b.csv", content, id_column="key")
 
 
+def test_ids_may_have_to_be_of_one_row_each(tmp_path: Path) -> None:
+    content = (HEADER + "1,p,x,y\n2,p,x,y\n1,q,x,y\n,p,x,y\n").encode()
+    rows = rows_of(tmp_path / "b.csv", content, unique_ids=True)
+    assert [str(row.battle) for row in rows[2:]] == ["the id `1` is repeated", "there is no id"]
+    assert all(isinstance(row.battle, Battle) for row in rows_of(tmp_path / "b.csv", content))
+
+
+@pytest.mark.parametrize(
+    ("header", "missing", "hint"),
+    [
+        ("id,Prompt,response_a,response_b", "prompt", "Rename the column 'Prompt' to `prompt`."),
+        ("id,prompt, response_a,response_b", "response_a", "Rename the column ' response_a' to `response_a`."),
+        ("ID,prompt,response_a,response_b", "id", "Rename the column 'ID' to `id`."),
+        ("id\tprompt\tresponse_a\tresponse_b", "prompt", "The columns are separated by tabs: pass `--format tsv`."),
+        ("id;prompt;response_a;response_b", "prompt", "The columns are separated by semicolons: save it with commas."),
+    ],
+)
+def test_a_header_that_is_nearly_right_is_named(tmp_path: Path, header: str, missing: str, hint: str) -> None:
+    with pytest.raises(UserError, match=f"has no column `{missing}`") as caught:
+        rows_of(tmp_path / "b.csv", f"{header}\n1,p,x,y\n".encode())
+    assert caught.value.hint == hint
+
+
+def test_a_header_that_is_repeated_fails_its_row_alone(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "b.csv", (HEADER + "1,p,x,y\n" + HEADER + "2,p,x,y\n").encode())
+    assert [row.id for row in rows] == ["1", "2", "2"]
+    assert "line 3: the row repeats the header" in str(rows[1].battle)
+
+
 def test_ragged_and_unparsable_csv_rows_fail_alone(tmp_path: Path) -> None:
     content = HEADER + 'a,p,x,y\nb,p,x\nc,p,x,y,z\n\nd,"p"q,x,y\ne,p,x,y\n'
     rows = rows_of(tmp_path / "b.csv", content.encode())
@@ -238,8 +267,9 @@ def test_parquet_text_may_have_any_type_of_text(tmp_path: Path, kind: Any) -> No
     values: list[Any] = [["ü", None], ["x"]] if nested else ['["ü", null]', "x"]
     if kind == pa.binary():
         values = [value.encode() for value in values]
-    rows = rows_of(tmp_path / "b.parquet", _parquet(_column(values, kind)))
-    assert rows[0].battle == Battle(("ü", ""), ("ü", ""), ("ü", ""))
+    table = _column(values, kind).set_column(0, "prompt", pa.array([["p", "q"], ["x"]], pa.list_(pa.string())))
+    rows = rows_of(tmp_path / "b.parquet", _parquet(table))
+    assert rows[0].battle == Battle(("p", "q"), ("ü", ""), ("ü", ""))
     assert rows[1].battle == Battle(("x",), ("x",), ("x",))
 
 

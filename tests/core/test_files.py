@@ -69,6 +69,23 @@ def test_a_row_without_the_columns_of_its_header_is_refused_with_file_and_line(t
 
 
 @pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("id,prompt,answer", ", line 3: the row repeats the header"),
+        ("\ufeffid,prompt,answer", ", line 3: the row repeats the header"),
+        ("id,answer,prompt", ": from line 3 on, the columns are others"),
+        ("id,prompt,answer,winner", ": from line 3 on, the columns are others"),
+    ],
+    ids=["same", "byte order mark", "other order", "more columns"],
+)
+def test_the_header_of_a_joined_file_is_no_row(tmp_path, second, message):
+    path = file_of(tmp_path, f"id,prompt,answer\n1,prompt,answer\n{second}\n2,Hi,a\n")
+    with pytest.raises(UserError) as caught:
+        list(read_rows(path))
+    assert caught.value.message.startswith(f"`{path}`{message}")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"id": 1, "prompt": "a"}\n\n{"id": 2}\n', "line 3: the row lacks `prompt`"),
@@ -101,9 +118,12 @@ def test_a_repeated_column_of_parquet_is_refused(tmp_path):
         ("rows.csv", "id,prompt\n1,caf\u00e9\n".encode("latin-1"), r"is not UTF-8: it has a byte 0xe9"),
         ("rows.parquet", b"PAR1 and nothing else", "is damaged, or not of its format"),
         ("rows.csv.gz", gzip.compress(b"id,prompt\n" * 99)[:30], "is damaged, or not of its format"),
+        ("rows.csv", "id,prompt".encode("utf-16"), "the file is UTF-16, expected UTF-8 text"),
+        ("rows.csv", b"PK\x03\x04 and so on", "the file is a ZIP archive or a workbook"),
+        ("rows.jsonl.gz", gzip.compress(b"PAR1 and so on"), "the file is Parquet, expected UTF-8 text"),
         ("rows.xlsx", b"", "has no known file extension"),
     ],
-    ids=["Latin-1", "no Parquet", "cut gzip", "unknown"],
+    ids=["Latin-1", "no Parquet", "cut gzip", "UTF-16", "workbook", "Parquet", "unknown"],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, data, message):
     path = file_of(tmp_path, data, name)

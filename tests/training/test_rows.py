@@ -56,8 +56,13 @@ def test_a_file_without_rows_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("identity", "shown"),
-    [(3008710900.0, r"3008710900\.0"), (True, "True")],
-    ids=["float", "truth value"],
+    [
+        (3008710900.0, r"3008710900\.0"),
+        (True, "True"),
+        ("1.0", r"'1\.0'"),
+        ("1.2345e+18", r"'1\.2345e\+18'"),
+        ("nan", "'nan'"),
+    ],
 )
 def test_an_id_that_is_neither_text_nor_a_whole_number_is_refused(tmp_path, identity, shown):
     write_parquet(tmp_path / "battles.parquet", [identity, None])

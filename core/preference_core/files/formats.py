@@ -31,6 +31,15 @@ InvalidBytes = Literal["surrogateescape", "replace"]
 MAX_TEXT_CHARACTERS = 64 * 2**20
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_NOT_TEXT = {
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"PK\x03\x04": "a ZIP archive or a workbook",
+    b"BZh": "packed with bzip2",
+    b"\xfd7zXZ": "packed with xz",
+    b"\x28\xb5\x2f\xfd": "packed with Zstandard",
+    b"PAR1": "Parquet",
+}
 _INVALID_BYTE = re.compile("[\udc80-\udcff]")
 _PARQUET_BATCH_ROWS = 256
 _PARQUET_BUFFER_BYTES = 2**20
@@ -105,10 +114,23 @@ def _delimited_records(reader: Any, header: Sequence[str], wanted: Sequence[str]
             yield Record(f"lines {line} to {reader.line_num}", {}, UserError(f"the row is not valid: {error}"))
             continue
         row = dict(zip(header, values, strict=False))
-        if len(values) == len(header):
+        names = [values[0].lstrip("\ufeff"), *values[1:]] if values else []
+        if names and names[0] in header and len(set(header) & set(names)) > 2:
+            yield _second_header(place, header, names)
+        elif len(values) == len(header):
             yield Record(place, row, _invalid_byte((column, row[column]) for column in wanted))
         elif values:  # a blank line has none
             yield Record(place, row, UserError(f"the row has {len(values)} columns, the header has {len(header)}"))
+
+
+def _second_header(place: str, header: Sequence[str], names: Sequence[str]) -> Record:
+    """The header of a file that was joined to this one: a row with an error, or an error if its columns are others."""
+    if tuple(names) == header:
+        return Record(place, {}, UserError("the row repeats the header", hint="Join files without their headers."))
+    raise UserError(
+        f"from {place} on, the columns are others: the row is a second header",
+        hint="Join files with the same columns in the same order, without their headers.",
+    )
 
 
 def _json_lines(file: io.BufferedReader, stack: ExitStack, invalid: InvalidBytes) -> Table:
@@ -213,6 +235,9 @@ def _text(file: io.BufferedReader, stack: ExitStack, invalid: InvalidBytes, newl
     """The text of a file, unpacked if it is gzipped."""
     if file.peek(2)[:2] == _GZIP_MAGIC:
         file = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)))
+    for start, what in _NOT_TEXT.items():
+        if file.peek(len(start)).startswith(start):
+            raise UserError(f"the file is {what}, expected UTF-8 text", hint="Unpack it, or save it as UTF-8.")
     return stack.enter_context(io.TextIOWrapper(file, encoding="utf-8-sig", errors=invalid, newline=newline))
 
 

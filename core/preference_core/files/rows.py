@@ -5,6 +5,7 @@
 
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,9 @@ _FORMAT_OF_SUFFIX: Mapping[str, FormatName] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+
+#: A whole number that went through a column of floats: `12.0`, `1.2e+18`. A `1e18` may be the start of a hash.
+_FLOAT = re.compile(r"\d+\.0|\d(?:\.\d+)?[eE]\+\d+|nan|NaN")
 
 T = TypeVar("T")
 
@@ -80,6 +84,19 @@ class RowFile:
             if count > 1 and column in columns:
                 raise UserError(f"`{self.path}` has the column `{column}` {count} times")
 
+    def no_column(self, column: str) -> UserError:
+        """The error that says that `column` is missing, with what is there in its place."""
+        columns = self.columns or ()
+        shown = ", ".join(repr(name if len(name) <= 40 else name[:40] + "...") for name in columns)
+        hint = "Rename a column."
+        for separator, name in (("\t", "tabs: pass `--format tsv`"), (";", "semicolons: save it with commas")):
+            if len(columns) == 1 and separator in columns[0]:
+                hint = f"The columns are separated by {name}."
+        for name in columns:
+            if name.strip().casefold() == column.casefold():
+                hint = f"Rename the column {name!r} to `{column}`."
+        return UserError(f"`{self.path}` has no column `{column}`; found {shown or 'none'}", hint)
+
     def fraction(self) -> float | None:
         """How much of the file has been read, from 0 to 1; None where its size is not known."""
         return self._file.tell() / self._bytes if self._bytes else None
@@ -128,18 +145,18 @@ def values_by_id(path: Path, value_of: Callable[[Row], T]) -> dict[str, T]:
     values: dict[str, T] = {}
 
     def add(row: Row) -> None:
-        values[new_id(row, values)] = value_of(row)
+        values[new_id(row.get(ID_COLUMN), values)] = value_of(row)
 
     for _ in read_each(path, add):
         pass
     return values
 
 
-def new_id(row: Row, known: Container[str]) -> str:
-    """The id of a row as text. Raises `UserError` when there is none (null or empty text), or it is `known` already."""
-    if row.get(ID_COLUMN) in (None, ""):
+def new_id(value: Any, known: Container[str]) -> str:
+    """An id as text. Raises `UserError` when there is none (null or empty text), or it is `known` already."""
+    if value is None or value == "":
         raise UserError("there is no id")
-    identity = text_of_id(row[ID_COLUMN])
+    identity = text_of_id(value)
     if identity in known:
         raise UserError(f"the id `{identity}` is repeated")
     return identity
@@ -149,7 +166,7 @@ def text_of_id(value: Any) -> str:
     """An id as text, unchanged. Raises `UserError` where that cannot be done, as for a number with a fraction."""
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or _FLOAT.fullmatch(value):
         raise UserError(
             f"the id is {value!r}, expected text or a whole number",
             hint="A column of numbers with a gap becomes floats in pandas; save its ids as text.",
