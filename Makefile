@@ -21,7 +21,7 @@ TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 export PREFERENCE_SERVER_PYTHON := $(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo twin test test-container check check-deploy format export serve up down docs sources wheels bench-export lock clean
+.PHONY: help install demo twin test test-fast test-container check check-deploy format export serve up down docs sources wheels bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(ROOT)/Makefile
@@ -79,6 +79,10 @@ twin: install ## train, export, serve and score the tiny twin of a published sys
 test: export OMP_NUM_THREADS ?= 1
 test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest
+
+test-fast: export OMP_NUM_THREADS ?= 1
+test-fast: install ## the tests that take below two minutes: no training, no server, no whole program
+	$(BIN)/python -m pytest -m 'not slow'
 
 test-container: export OMP_NUM_THREADS ?= 1
 test-container: install ## the image and the stack on a Docker engine; as root, it can start one

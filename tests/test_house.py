@@ -144,6 +144,7 @@ def test_a_dependency_has_one_floor_wherever_it_is_declared():
     assert {name: found for name, found in floors.items() if len(found) > 1} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", DISTRIBUTIONS)
 def test_a_distribution_imports_in_an_environment_with_only_its_declared_dependencies(part, bare_environment, tmp_path):
     extra = "[server]" if part == "embedded" else ""  # half of it runs inside the server

@@ -185,6 +185,7 @@ def _as_parquet(path: Path, rows: int) -> None:
     pq.write_table(table, path, use_dictionary=False, compression="none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "fill", "rows"), [(".csv", _as_csv, 200_000), (".parquet", _as_parquet, 80_000)])
 def test_memory_does_not_grow_with_the_file(
     tmp_path: Path, suffix: str, fill: Callable[[Path, int], None], rows: int

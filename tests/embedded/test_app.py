@@ -18,6 +18,8 @@ from configurations import classifier_member, configuration
 
 from preference_core.artefacts.manifest import write_manifest
 
+pytestmark = pytest.mark.slow
+
 CONFIG = configuration(classifier_member("doubled", template="gemma", max_tokens=64))
 COMMAND = [sys.executable, "-c", "from preference_embedded.app import main; main()"]
 

@@ -18,6 +18,8 @@ from preference_core.errors import ArtefactError, ServerError
 from preference_embedded import processes
 from preference_embedded.launcher import Options, TritonServer
 
+pytestmark = pytest.mark.slow
+
 SHARED_MEMORY = Path("/dev/shm")
 
 

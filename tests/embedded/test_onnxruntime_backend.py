@@ -15,6 +15,8 @@ from preference_core.errors import ServerError
 from preference_embedded import processes
 from preference_embedded.launcher import Options, TritonServer
 
+pytestmark = pytest.mark.slow
+
 
 def sums_of(client: Any, *ids: int, model: str = "sums") -> list[float]:
     return client.ask(model, {"ids": np.array([ids], np.int32)}, ["sums"])["sums"][0].tolist()  # type: ignore[no-any-return]

@@ -56,6 +56,7 @@ def test_an_error_is_an_error_line_and_a_hint_on_stderr_and_an_exit_code(project
     )
 
 
+@pytest.mark.slow
 def test_a_changed_adapter_is_exported_checked_and_served_again_with_the_same_graph(project):
     """Only the weights change: graph, tokenizer and everything else come out as the same bytes."""
     before = read_manifest(project.config.folders.repository).files
@@ -72,6 +73,7 @@ def test_a_changed_adapter_is_exported_checked_and_served_again_with_the_same_gr
     assert before.keys() == after.keys()
 
 
+@pytest.mark.slow
 def test_folds_merged_into_a_rounded_base_keep_the_numbers_of_their_original(make, project):
     """The original is the rounded base with each adapter merged by PEFT, and the mean of these."""
     make.adapter(project.folder / "other", project.folder / "base", r=2, target_modules=["k_proj", "gate_proj"])

@@ -146,6 +146,7 @@ def test_a_build_folder_that_is_a_file(project):
         project.run("all")
 
 
+@pytest.mark.slow
 def test_manifests_without_their_details_are_made_again(project):
     for folder in ("members/gemma", "repository"):
         change_json(project.folder / "build" / "tiny" / folder / "manifest.json", details={})

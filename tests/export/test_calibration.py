@@ -11,6 +11,8 @@ from preference_core.errors import ArtefactError
 from preference_export.original.calibration import measured_ranges
 from preference_export.original.whole import Reference
 
+pytestmark = pytest.mark.slow
+
 
 def test_modelopt_measures_the_largest_magnitude_of_every_feature(tracer, make, sequences):
     pytest.importorskip("modelopt")

@@ -72,6 +72,7 @@ def test_what_tensorrt_would_refuse_is_listed_whole():
     ]
 
 
+@pytest.mark.slow
 def test_graphs_of_every_static_precision_are_accepted_and_dynamic_ones_are_not(tracer):
     check_operators(tracer.export("gemma2", "fp8", Recipe(torch.float16, torch.float8_e4m3fn)) / MODEL_FILE)
     dynamic = tracer.export("llama", "dynamic", Recipe(torch.float32, torch.int8, dynamic=True)) / MODEL_FILE

@@ -12,6 +12,8 @@ from preference_core.artefacts.manifest import verify
 from preference_core.battles.lengths import LengthBuckets, write_buckets
 from preference_core.errors import SystemFailure
 
+pytestmark = pytest.mark.slow
+
 DRIVER = Path(__file__).with_name("interrupted_export.py")
 MORE_MEMBERS = """
 [[member]]

@@ -155,6 +155,7 @@ def test_labels_beside_an_adapter_that_cannot_be_read(project, labels):
         project.run("onnx")
 
 
+@pytest.mark.slow
 def test_other_names_for_the_same_labels_need_a_key_that_says_so(project):
     names = ("A", "B", "tie")
     name_labels(project.folder / "base" / "config.json", *names)

@@ -162,6 +162,7 @@ def assemble_in_a_child(config, killed_at):
     return status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_an_assembly_killed_at_any_moment_leaves_a_whole_repository_or_none_and_a_rerun_completes(project):
     before = read_manifest(project.config.folders.repository).details["version"]

@@ -146,6 +146,7 @@ def test_activations_are_let_go_of_once_they_were_looked_at(finished_project):
     assert int(ran.stdout) < 6 * scores
 
 
+@pytest.mark.slow
 def test_the_gate_refuses_a_member_that_overflows_and_names_the_layer(project):
     path = project.folder / "base" / "model.safetensors"
     tensors = load_file(path)

@@ -41,6 +41,12 @@ class Demo:
             return list(csv.DictReader(file))
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def demo():
     run = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True, check=False)

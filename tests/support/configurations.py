@@ -7,7 +7,13 @@ from typing import Any
 
 def classifier_member(name: str, **keys: Any) -> str:
     """A `[[member]]`; a table among the keys (`training`) becomes one of the member's."""
-    base = {"name": name, "base": f"bases/{name}", "template": name, "max_tokens": 96}
+    base = {
+        "name": name,
+        "base": f"bases/{name}",
+        "template": name,
+        "special_tokens": "template",
+        "max_tokens": 96,
+    }
     return _tables("[member]", base | keys)
 
 

@@ -24,6 +24,7 @@ def replace_in_config(old, new):
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_generating_and_fitting_once_is_enough(workplace, train):
     first = train("generate", "small.toml")
     assert first.exit_code == 0, first.stderr
@@ -39,6 +40,7 @@ def test_generating_and_fitting_once_is_enough(workplace, train):
     assert "parameters" not in again
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_fits_that_member_only(workplace, train):
     train("generate", "small.toml")
     train("fit", "small.toml", "--jobs", 1)
@@ -48,6 +50,7 @@ def test_a_changed_recipe_fits_that_member_only(workplace, train):
     assert "adapters/gemma: trainable_parameters" in result.stderr
 
 
+@pytest.mark.slow
 def test_members_fitted_side_by_side_are_those_fitted_alone(workplace, train):
     train("generate", "small.toml")
     weights = [Path(f"build/small/adapters/{name}/adapter_model.safetensors") for name in ("gemma", "llama")]

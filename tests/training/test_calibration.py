@@ -6,6 +6,8 @@ import pytest
 from preference_training.statistics.calibration_error import BINS, calibration_estimate
 from preference_training.statistics.intervals import Bootstrap, Estimate
 
+pytestmark = pytest.mark.slow
+
 
 def forecasts(random, rows, sharpened):
     """Probabilities that are right when `sharpened` is 1 and too sure above, and targets, `[rows, 3]` and `[rows]`."""

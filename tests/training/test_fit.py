@@ -23,6 +23,8 @@ from preference_training.fit.recipe import Recipe, recipe_of
 from preference_training.fit.trainer import MemberTrainer, fit
 from preference_training.synthetic.write import COLUMNS
 
+pytestmark = pytest.mark.slow
+
 
 def silent(step, steps, values):
     pass

@@ -21,6 +21,8 @@ from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import Recipe, recipe_of
 from preference_training.fit.trainer import MemberTrainer, fit
 
+pytestmark = pytest.mark.slow
+
 HEADS = {"rank": 2, "batch_size": 16, "swap_probability": 0.5, "identity_loss_weight": 0.5}
 
 

@@ -10,6 +10,8 @@ from preference_core.ensemble.published import BASES
 from preference_core.ensemble.settings import Classifier
 from preference_training.fit.parameters import count_parameters
 
+pytestmark = pytest.mark.slow
+
 GEMMA_2_2B = {
     "model_type": "gemma2",
     "vocab_size": 256000,

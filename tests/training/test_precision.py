@@ -16,6 +16,8 @@ from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import Recipe
 from preference_training.fit.trainer import MemberTrainer, fit
 
+pytestmark = pytest.mark.slow
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

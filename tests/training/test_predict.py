@@ -29,12 +29,13 @@ from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import recipe_of
 from preference_training.synthetic.tiny import TinyBase, write_base
 
+pytestmark = pytest.mark.slow
+
 MEMBERS = [
     classifier_member(
         name,
         base=f"build/small/bases/{name}",
         adapter=f"build/small/adapters/{name}",
-        special_tokens="template",
         max_tokens=24,
         training={"rank": 4},
     )

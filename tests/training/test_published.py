@@ -19,6 +19,8 @@ from preference_training.synthetic.battles import generate
 from preference_training.synthetic.generate import generation_of, has_ties
 from preference_training.synthetic.write import write_battles
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PUBLISHED = sorted(path.stem for path in (ROOT / "configs").glob("*.toml") if path.stem != "demo")
 

@@ -16,6 +16,8 @@ from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import Recipe
 from preference_training.fit.trainer import fit
 
+pytestmark = pytest.mark.slow
+
 RECIPE = {
     "rank": 2,
     "batch_size": 4,

@@ -136,6 +136,7 @@ def test_a_twin_of_a_sampled_split_draws_a_sample_too(binary):
     assert (table["sample"], table["seed"], table["train"]) == (600, 7, 0.7)
 
 
+@pytest.mark.slow
 def test_a_twin_is_generated_and_fitted(binary, train):
     written = train("twin", binary, "-o", "twins/binary.toml")
     assert written.exit_code == 0, written.stderr
