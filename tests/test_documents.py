@@ -40,8 +40,18 @@ def test_the_page_of_the_configuration_is_what_make_docs_writes():
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == page, "run `make docs`"
 
 
-@pytest.mark.parametrize("document", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def anchors_of(document):
+    """What a link may name in a document: its headings, as GitHub writes them."""
+    headings = re.findall("^#+ (.*)", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).replace(" ", "-").lower() for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
 def test_a_link_within_the_documents_leads_somewhere(document):
-    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?:)([^)#]*)#?[^)]*\)", text)
-    assert [link for link in links if link and not (ROOT / "docs" / link).exists()] == []
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", (ROOT / document).read_text(encoding="utf-8"))
+    for name, anchor in links:
+        target = (ROOT / document).parent / name if name else ROOT / document
+        assert target.exists(), name
+        assert not anchor or anchor in anchors_of(target), anchor

@@ -64,20 +64,21 @@ def score(
         str | None, typer.Option(help="The column of the ids; by default `id`, or else rows are numbered.")
     ] = None,
     file_format: Annotated[
-        FormatName | None, typer.Option("--format", help="By default what the input's suffix tells.")
+        FormatName | None, typer.Option("--format", help="By default as the input's suffix says.")
     ] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on where the same run was stopped, if it was; or start from the first row.")
     ] = True,
     max_in_flight: Annotated[
-        int, typer.Option(help="Most requests under way at a time; the server decides how many are useful.")
+        int,
+        typer.Option(help="At most this many requests under way; how many are useful shows in the server's answers."),
     ] = MAX,
     timeout_s: Annotated[float, typer.Option(help="Seconds that one request may take.")] = Patience.timeout_s,
     deadline_s: Annotated[
         float, typer.Option(help="Seconds that one row may take, retries included.")
     ] = Patience.deadline_s,
     tls: Annotated[bool, typer.Option("--tls", help="Encrypt; implied by the next three.")] = False,
-    root_certificates: Annotated[Path | None, typer.Option(help="PEM file of whom to trust.")] = None,
+    root_certificates: Annotated[Path | None, typer.Option(help="PEM file of the authorities to trust.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM file for mutual TLS.")] = None,
     certificate_chain: Annotated[Path | None, typer.Option(help="PEM file for mutual TLS.")] = None,
     json_summary: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
@@ -139,7 +140,7 @@ def weights_of(text: str) -> dict[str, float]:
 
 
 def _content_of(battles: str) -> str:
-    """What tells one input from another; of what can be read only once, the rows themselves do."""
+    """What tells one input from another; for a stream, the rows themselves do."""
     path = Path(battles)
     return f"SHA-256 {sha256_of(path)}" if battles != STANDARD_INPUT and path.is_file() else "a stream"
 
@@ -178,7 +179,7 @@ def _check(outcome: Outcome, version: str, submission: bool) -> None:
 def _incomplete_submission(failure: Failure) -> PreferenceError:
     message = f"Row {failure.row} (id `{failure.id}`) failed, and a submission needs every row: {failure.error.message}"
     if isinstance(failure.error, UserError):
-        return UserError(message, "Mend the row; `--invalid-text replace` scores unreadable characters as U+FFFD.")
+        return UserError(message, "Correct the row; `--invalid-text replace` scores unreadable characters as U+FFFD.")
     return SystemFailure(message, "It is not the row's fault: see the server's log, then run the command again.")
 
 

@@ -79,7 +79,7 @@ def bytes_tensor(turns: Sequence[str], field: str) -> bytes:
 
 
 def answer_of(found: Mapping[str, bytes], ensemble: Ensemble, version: str = "") -> Answer:
-    """The answer in the tensors found in a response. Raises `ScoringError` or `NonFiniteLogitsError` if it is none."""
+    """The answer in the tensors of a response. Raises `ScoringError` or `NonFiniteLogitsError` if there is none."""
     probabilities, members, counts, dropped = (_array(found, tensor) for tensor in ensemble.outputs)
     values = probabilities.tolist()
     if not all(map(math.isfinite, values)):

@@ -129,7 +129,7 @@ class Journal:
             self._then()
 
     def save_and(self, then: Callable[[], object]) -> None:
-        """Saves what was added and calls `then`. Safe in a signal's handler: in the midst of `add` it waits for it."""
+        """Saves what was added and calls `then`. Safe in a signal handler: in the middle of `add` it waits."""
         if self._busy:
             self._then = then
             return

@@ -23,7 +23,7 @@ def given_up(console: Console) -> str:
 class Counts:
     """What has happened so far, `resumed` rows of it in earlier runs.
 
-    `truncated` counts scored rows of which some member was not given every token.
+    `truncated` counts scored rows that some member did not read whole.
     """
 
     scored: int = 0

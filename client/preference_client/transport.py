@@ -57,7 +57,7 @@ _ERRORS: Mapping[grpc.StatusCode, type[PreferenceError]] = {
     # What a server answers to calls under way when it shuts down.
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
-    # What a connection that breaks, or a server that has no room just now, may answer. It may be the row's fault, too.
+    # What a connection that breaks, or a server that has no room just now, may answer. It may also be the row's fault.
     grpc.StatusCode.RESOURCE_EXHAUSTED: PassingError,
     grpc.StatusCode.UNKNOWN: PassingError,
     grpc.StatusCode.ABORTED: PassingError,
@@ -73,11 +73,14 @@ _AWAY = {grpc.StatusCode.NOT_FOUND: "has no available versions", grpc.StatusCode
 
 #: What a failed connection says, and what to do about it.
 _HINTS = (
-    ("Failed parsing HTTP/2", "What listens there is no gRPC, or wants TLS (`--tls`): the port is usually 8001."),
+    (
+        "Failed parsing HTTP/2",
+        "What listens there does not speak gRPC, or expects TLS (`--tls`): the port is usually 8001.",
+    ),
     ("errors resolving", "Is the name of the host right?"),
     ("andshake failed", "Does the server speak TLS, and with a certificate of `--root-certificates`?"),
     ("DEADLINE_EXCEEDED", "What listens there says nothing: is it the gRPC port, usually 8001, and without TLS?"),
-    ("UNIMPLEMENTED", "What listens there is no Triton, or a proxy: is it the right server?"),
+    ("UNIMPLEMENTED", "What listens there is not Triton, or is a proxy: is it the right server?"),
 )
 
 

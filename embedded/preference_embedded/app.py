@@ -62,7 +62,7 @@ def serve(
         Path | None, typer.Option(envvar=PYTHON_VARIABLE, help="Interpreter of the environment in which models run.")
     ] = None,
     verify: Annotated[bool, typer.Option(help="Check every file against the repository's manifest first.")] = True,
-    log_level: Annotated[LogLevel, typer.Option(help="What of the server's log to show.")] = "warning",
+    log_level: Annotated[LogLevel, typer.Option(help="How much of the server's log to show.")] = "warning",
     log_file: Annotated[Path | None, typer.Option(help="The whole log, instead of build/NAME/server.log.")] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file; with it every port speaks TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
@@ -103,7 +103,7 @@ def serve(
         server, guarded = server_for(options, door_options(settings, tls))
         if not guarded:
             if tls is not None:
-                raise UserError("Without an ensemble in the repository there is no door that could speak TLS")
+                raise UserError("TLS needs an ensemble in the repository: without one there is no front door")
             _say("warning: the repository holds no ensemble; clients reach its models unchecked")
         code = _serve(server, command or [], log_level, json_ready, arrived)
     raise typer.Exit(code)

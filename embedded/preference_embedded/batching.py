@@ -27,7 +27,7 @@ KINDS = (
 
 
 class RequestError(UserError):
-    """A request does not fit the model; its neighbours in the batch are not concerned."""
+    """A request does not fit the model; its neighbours in the batch are not affected."""
 
 
 @dataclass(frozen=True)

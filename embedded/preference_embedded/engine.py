@@ -14,10 +14,8 @@ from preference_core.errors import ArtefactError, ConfigError
 from preference_embedded.batching import RequestError, Tensors, check_request, merge, runs_of, split
 from preference_embedded.engine_config import EngineConfig, Warn, engine_config
 
-#: Padded slots that one run of a ragged model may fill. More gains nothing on a CPU, and attention over padding costs:
-#: 64 texts of 20 to 1,536 tokens, a 35 M-parameter decoder, one core: 349 tokens/s and 3.8 GB in merged batches of 16,
-#: 952 tokens/s and 0.5 GB one by one. Only short texts are faster together (a 2 M-parameter decoder, median length
-#: 60: 15,700 tokens/s one by one, 23,600 with this limit).
+#: Padded slots that one run of a ragged model may fill. More gains nothing on a CPU, where attention over padding
+#: costs; only short texts are faster together. Figures are in docs/decisions.md.
 RUN_SLOTS = 256
 
 
@@ -34,7 +32,7 @@ class Engine:
         """Loads the model file in `folder` (a version of a model) as the model configuration `table` says.
 
         Raises `ConfigError` when the configuration asks for what this runtime cannot do or does not fit the model, and
-        `ArtefactError` when the file is missing or is no ONNX model. `warn` is told of settings without effect.
+        `ArtefactError` when the file is missing or is not an ONNX model. `warn` is told of settings without effect.
         """
         config = engine_config(table)
         path = folder / config.file_name

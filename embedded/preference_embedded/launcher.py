@@ -189,7 +189,7 @@ class TritonServer:
         environment = {
             **os.environ,
             "PATH": os.pathsep.join([str(private / "environment/bin"), os.environ.get("PATH", os.defpath)]),
-            "CUDA_VISIBLE_DEVICES": "",  # The CPU runtime is one everywhere, also beside a GPU.
+            "CUDA_VISIBLE_DEVICES": "",  # The CPU runtime uses the CPU even where there is a GPU.
         }
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:

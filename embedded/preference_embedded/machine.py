@@ -28,7 +28,7 @@ MULTIARCH_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr
 class ServerPython:
     """The environment in which Triton runs Python models: `folder` holds its `python3`, `version` is like `3.11`.
 
-    `home` holds the interpreter that the environment was made with, `packages` are where its packages lie.
+    `home` holds the interpreter that the environment was made with, `packages` are where its packages are.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class ServerPython:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Where the parts of the installed tritonserver lie; `stub_versions` are the Python versions it has stubs for."""
+    """Where the parts of the installed tritonserver are; `stub_versions` are the Python versions it has stubs for."""
 
     folder: Path
 

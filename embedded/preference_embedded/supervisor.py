@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 class Supervised(Protocol):
-    """What can be watched: `lost` says what broke, `restart` mends it."""
+    """What can be watched: `lost` says what broke, `restart` repairs it."""
 
     log_file: Path
 

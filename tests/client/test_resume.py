@@ -292,5 +292,5 @@ def test_a_submission_that_the_server_fails_does_not_ask_to_mend_the_row(
     triton.before = lambda received, context: context.abort(grpc.StatusCode.INTERNAL, "engine broke")
     result = run(battles_csv(5), "-o", tmp_path / "p.csv", "--url", triton.url, "--submission")
     assert result.exit_code == 1
-    assert "Mend the row" not in result.stderr
+    assert "Correct the row" not in result.stderr
     assert "not the row's fault" in result.stderr

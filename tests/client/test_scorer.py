@@ -348,7 +348,7 @@ def test_each_kind_of_wrong_address_has_a_hint_that_fits(monkeypatch: pytest.Mon
         other_port = other.add_insecure_port("127.0.0.1:0")
         other.start()
         for port, hint in (
-            (web.server_port, "is no gRPC"),
+            (web.server_port, "does not speak gRPC"),
             (mute.getsockname()[1], "says nothing"),
             (other_port, "is no Triton"),
             (1, "make serve"),

@@ -83,9 +83,18 @@ def test_the_request_of_the_readme_gets_the_answer_that_is_printed(served, capsy
 
 
 def test_the_figures_of_a_dry_run_are_those_of_the_readme():
-    (command,) = commands(".venv/bin/preference-export")
+    (command,) = commands(".venv/bin/preference-export all")
     run = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, check=False)
     found = set(re.findall(r"\d+\.\d GB", run.stdout))
     (table,) = re.findall(r"^\| base .*?\n\n", README, re.MULTILINE | re.DOTALL)
     assert found
     assert found == set(re.findall(r"\d+\.\d GB", table))
+
+
+def test_the_comparison_with_own_predictions_of_the_readme_works_as_printed(demo):
+    """Here those of the demo, and battles that the exporter has not seen."""
+    (command,) = commands(".venv/bin/preference-export check")
+    files = {"own_predictions.csv": "build/demo/predictions.csv", "battles.csv": "build/demo/data/test.csv"}
+    arguments = [files.get(argument, argument) for argument in shlex.split(command)]
+    run = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -262,7 +262,7 @@ def test_the_symmetric_file_says_the_same_as_the_swapped_one(targets):
 
 
 def test_both_files_of_the_other_order_are_one_too_many(targets):
-    with pytest.raises(UserError, match="Both swapped and symmetric"):
+    with pytest.raises(UserError, match="Both `--swapped` and `--symmetric`"):
         measured(swapped=Path("x.csv"), symmetric=Path("y.csv"))
 
 

@@ -1,7 +1,7 @@
 """The command `preference-train`: generate battles and tiny bases, fit adapters, and measure (see `measure`).
 
-Results go to files or stdout, progress and notes to stderr. What the commands do is in the other modules; those that
-need torch are imported when there is something to do for them, so that all else starts at once.
+Results go to files or stdout, progress and notes to stderr. What the commands do is in the other modules; modules that
+need torch are imported only when there is work for them, so that everything else starts at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -111,7 +111,7 @@ def _fit_length_buckets(config: Config, member: LengthBaseline) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
-    """One bar per member on stderr, each of which appears with the member's first step."""
+    """One bar per member on stderr; each appears at the member's first step."""
     columns = (TextColumn("fit {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[values]}"), console=notes, transient=True) as progress:
         tasks: dict[str, TaskID] = {}

@@ -37,7 +37,7 @@ from preference_training.terminal.tables import baseline_table, evaluation_table
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the bootstrap and the folds.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the bootstrap and the folds.")]
 Folds = Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")]
 
 
@@ -58,9 +58,9 @@ def baseline_command(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the length baseline to `data.train` as `[training.baseline]` says, and print how good it is.
+    """Fit the length baseline to `data.train` as `[training.baseline]` says, and print its score.
 
-    That is its cross-validated log loss, next to the class prior.
+    The score is its cross-validated log loss, next to the class prior.
     """
     settings = _config_before_weights(read_config_file(config))
     labelled = _named(battles, settings, config, "train")
@@ -75,11 +75,11 @@ def baseline_command(
 
 def predict_command(
     config: ConfigPath,
-    battles: Annotated[Path | None, typer.Option(help="Labelled or not; those of `data.validation`.")] = None,
+    battles: Annotated[Path | None, typer.Option(help="Battles, labelled or not; default: `data.validation`.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A CSV file.")] = None,
     member: Annotated[str | None, typer.Option(help="Predict with this member only.")] = None,
     swapped: Annotated[bool, typer.Option("--swapped", help="Exchange the responses first.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Battles at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Battles in one pass.")] = 16,
 ) -> None:
     """Predict battles with the Hugging Face models: the file that `preference-score` would write.
 
@@ -110,8 +110,10 @@ def predict_command(
 
 def evaluate_command(
     config: ConfigPath,
-    predictions: Annotated[Path | None, typer.Option(help="What was predicted; build/NAME/predictions.csv.")] = None,
-    battles: Annotated[Path | None, typer.Option(help="The labelled battles; those of `data.test`.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="A file of predictions; default: build/NAME/predictions.csv.")
+    ] = None,
+    battles: Annotated[Path | None, typer.Option(help="The labelled battles; default: `data.test`.")] = None,
     swapped: Annotated[Path | None, typer.Option(help="Predictions with the responses exchanged.")] = None,
     symmetric: Annotated[Path | None, typer.Option(help="Predictions of the symmetric ensemble.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report with plots: one HTML file.")] = None,
@@ -150,12 +152,12 @@ def weights_command(
     config: ConfigPath,
     rule: Annotated[Rule, typer.Option(help="The published rule, or the least log loss.")] = "log-loss",
     predictions: Annotated[
-        list[Path] | None, typer.Option(help="Repeat it for one file per member; validation_predictions.csv.")
+        list[Path] | None, typer.Option(help="Repeat for one file per member; default: validation_predictions.csv.")
     ] = None,
-    battles: Annotated[Path | None, typer.Option(help="The labelled battles; those of `data.validation`.")] = None,
+    battles: Annotated[Path | None, typer.Option(help="The labelled battles; default: `data.validation`.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="What `[combine] include` names.")] = None,
-    temperatures: Annotated[bool, typer.Option("--temperatures", help="Write fitted temperatures, too.")] = False,
-    post_processing: Annotated[bool, typer.Option("--post-processing", help="Write multipliers, too.")] = False,
+    temperatures: Annotated[bool, typer.Option("--temperatures", help="Also write fitted temperatures.")] = False,
+    post_processing: Annotated[bool, typer.Option("--post-processing", help="Also write multipliers.")] = False,
     folds: Folds = 5,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -217,7 +219,7 @@ def _named(given: Path | None, settings: Config, config: Path, part: str) -> Pat
 
 
 def _config_before_weights(file: ConfigFile) -> Config:
-    """The configuration, for what runs before its weights are known: they may be missing, and are equal then."""
+    """The configuration, for commands that run before its weights are known: missing ones are equal."""
     if file.included is not None and not file.included.exists():
         notes.print(f"`{file.included}`, the weights of `{file.path}`, does not exist yet: all members count the same")
     return file.config(include_may_be_missing=True)

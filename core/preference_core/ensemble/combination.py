@@ -24,7 +24,7 @@ class PostProcessing:
     its rows need not sum to 1; here they always do.
     """
 
-    threshold: float  #: 0 to 1: what lies strictly above it is multiplied
+    threshold: float  #: 0 to 1: a probability strictly above it is multiplied
     multipliers: Mapping[str, float]  #: factor of each label; 1 unless given
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """What may pass: one battle for one of the ensembles, exactly as `preference_core.tensors` describes it.
 
-Works on Triton's request messages and builds new ones, so that nothing that was not looked at reaches the server. It
+Works on Triton's request messages and builds new ones, so that nothing unchecked reaches the server. It
 knows neither gRPC nor HTTP.
 """
 
@@ -92,7 +92,7 @@ def ensemble_named(name: str, version: str, ensembles: Mapping[str, Ensemble]) -
 
 
 def parsed(data: bytes) -> Any:
-    """The `ModelInferRequest` in `data`. Raises `Refused` for what is none, or would take far more memory."""
+    """The `ModelInferRequest` in `data`. Raises `Refused` for anything else, and if it would take far more memory."""
     position = structure_bytes = parts = 0
     while position < len(data):
         start = position
@@ -171,7 +171,7 @@ def _checked_id(value: str) -> str:
 
 def _no_parameters(parameters: Mapping[str, Any], where: str) -> None:
     for name in parameters:
-        raise _invalid(f"The {where} has the parameter {shown(name)}; none is taken here")
+        raise _invalid(f"The {where} has the parameter {shown(name)}, and parameters are not accepted")
 
 
 def _contents_of(request: Any, ensemble: Ensemble) -> dict[str, tuple[Any, bytes]]:
@@ -185,12 +185,12 @@ def _contents_of(request: Any, ensemble: Ensemble) -> dict[str, tuple[Any, bytes
         if expected is None:
             raise _invalid(f"`{ensemble.name}` has no input {shown(tensor.name)}. {nearest('', ensemble.inputs)}")
         if tensor.name in contents:
-            raise _invalid(f"Tensor `{tensor.name}` comes twice")
+            raise _invalid(f"Tensor `{tensor.name}` is given twice")
         if tensor.datatype != expected.dtype:
             raise _invalid(f"Tensor `{tensor.name}` is {shown(tensor.datatype)}, expected {expected.dtype}")
         _no_parameters(tensor.parameters, f"tensor `{tensor.name}`")
         if raw and tensor.HasField("contents"):
-            raise _invalid(f"Tensor `{tensor.name}` has its contents twice")
+            raise _invalid(f"Tensor `{tensor.name}` has contents in two places")
         contents[tensor.name] = (tensor, raw[index] if raw else _typed_contents(tensor))
     return contents
 
@@ -225,7 +225,7 @@ def _text_bytes(data: bytes, turns: int, name: str) -> int:
         if start > len(data) or position > len(data):
             raise _invalid(f"Tensor `{name}` ends within turn {turn} of {turns}: it has {len(data)} bytes")
     if position != len(data):
-        raise _invalid(f"Tensor `{name}` has {len(data)} bytes, its {turns} turns are {position}")
+        raise _invalid(f"Tensor `{name}` has {len(data)} bytes, its {turns} turns take {position}")
     return position - LENGTH_BYTES * turns
 
 

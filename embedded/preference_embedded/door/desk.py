@@ -1,6 +1,6 @@
 """What the door does with a request, whichever protocol it came by: checks it, lets it in or not, waits for the answer.
 
-Everything here belongs to one event loop. A client that goes away leaves its battle to be answered for nobody.
+Everything here belongs to one event loop. A battle whose client has gone is answered all the same.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Desk:
         ensemble_named(name, version, self.server().ensembles)
 
     async def drained(self, timeout_s: float) -> bool:
-        """Waits until every battle that was let in has been answered; whether that came true in time."""
+        """Waits until every battle that was let in has been answered; whether that happened in time."""
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=timeout_s)
         return not self._under_way
@@ -101,4 +101,4 @@ class Desk:
     def _forget(self, task: "asyncio.Task[bytes]") -> None:
         self._under_way.discard(task)
         if not task.cancelled():
-            task.exception()  # Of a client that has gone, nobody else asks.
+            task.exception()  # Nobody else asks for the answer of a client that has gone.

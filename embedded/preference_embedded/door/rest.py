@@ -119,18 +119,18 @@ def _loaded(text: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _invalid("The body is no JSON") from error
+        raise _invalid("The body is not JSON") from error
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _invalid(f"The {what} is no JSON object")
+        raise _invalid(f"The {what} is not a JSON object")
     return value
 
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _invalid(f"`{what}` is no JSON list")
+        raise _invalid(f"`{what}` is not a JSON list")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The connection to the tritonserver behind the door: battles that are never cancelled, and probes of its life.
+"""The connection to the tritonserver behind the door: battles that are never cancelled, and probes of whether it works.
 
 A server that is alive may have stopped answering; only a battle answered by the whole ensemble shows that it has not.
 """
@@ -56,7 +56,7 @@ class Pulse:
     waiting: dict[int, float] = field(default_factory=dict)
 
     def stalled(self, now: float) -> str | None:
-        """Why the ensemble is taken for dead, None while it is not."""
+        """Why the ensemble counts as dead; None while it does not."""
         if not self.waiting:
             return None
         oldest = min(self.waiting.values())

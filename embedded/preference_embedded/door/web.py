@@ -112,7 +112,7 @@ class HttpSide:
     async def _body_of(self, request: web.Request) -> bytes:
         size, limit = request.content_length, self._desk.limits.message_bytes
         if request.headers.get("Content-Encoding", "identity") != "identity":
-            raise web.HTTPUnsupportedMediaType(reason="Compressed bodies are not taken")
+            raise web.HTTPUnsupportedMediaType(reason="Compressed bodies are not accepted")
         if size is None:
             raise web.HTTPLengthRequired(reason="The body has no Content-Length")
         if size > limit:

@@ -1,7 +1,7 @@
 """Fits the length baseline: shares of the labels in each bucket of the difference in length.
 
 It is the least a classifier must beat, and can be a member of an ensemble. `preference_core.battles.lengths`
-says what the buckets are; this module knows no text and no models.
+says what the buckets are; this module knows neither text nor models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,8 +36,8 @@ class BaselineSettings:
 
     buckets: int = 250  #: how many at most
     unit: Unit = "characters"  #: of the length
-    bucket_battles: int = 30  #: at least so many battles in each bucket
-    #: battles that each bucket counts besides, with the shares of all together: thin ones lean on the class prior
+    bucket_battles: int = 30  #: fewest battles in a bucket
+    #: battles added to each bucket, with the shares of all together: thin buckets lean on the class prior
     smoothing: float = 20.0
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ def held_out(
     """Predictions `[n, labels]` of every battle from the other folds alone: by length, and by their class prior."""
     if len(data.ids) < 2:
         raise UserError(
-            "One battle is too few to cross-validate on", hint="Name a file of some hundred with --battles."
+            "One battle is too few to cross-validate on", hint="Pass a file of several hundred with `--battles`."
         )
     differences = differences_of(data.battles, settings.unit)
     by_length, by_prior = np.empty((len(data.ids), len(labels))), np.empty((len(data.ids), len(labels)))
@@ -160,10 +160,10 @@ def read_baseline(config: Config) -> LengthBuckets | None:
 
 
 def baseline_predictions(config: Config, labelled: Path, data: LabelledBattles, seed: int) -> tuple[str, Array] | None:
-    """What the fitted baseline predicts `[n, labels]` for the battles of the file `labelled`, and a name for that.
+    """What the fitted baseline predicts `[n, labels]` for the battles of the file `labelled`, and what to call it.
 
-    Of a file that it was fitted on, every battle is predicted from the other folds alone: predictions are never of
-    battles that they were made from. None where no baseline was fitted, or on that one battle.
+    For a file that it was fitted on, each battle is predicted from the other folds, so that no battle predicts itself.
+    None where no baseline was fitted, or where it was fitted on this one battle.
     """
     buckets = read_baseline(config)
     if buckets is None:

@@ -1,4 +1,4 @@
-"""Who wrote the responses: the targets of the two identity heads, which only train.
+"""Which model wrote each response: the targets of the two identity heads, which exist only in training.
 
 A head that has to tell which model wrote response A, and one for response B, make the shared layers see style. The
 vocabulary is that of the training battles; the heads never leave training, so nothing else has to know it.

@@ -41,8 +41,8 @@ class Split:
     train: float = 0.7  #: share of its battles
     validation: float = 0.1  #: share of its battles
     test: float = 0.2  #: share of its battles
-    sample: int | None = None  #: takes so many battles only, with the same shares of labels
-    #: above 1: also stratified by so many quantiles of the difference in length (A - B, in characters), and numbered in
+    sample: int | None = None  #: use this many battles only, with the same shares of labels; else all
+    #: above 1: also stratified by this many quantiles of the difference in length (A - B, in characters), numbered in
     #: a column `length_bucket`
     length_buckets: int = 1
     seed: int = 42  #: of what is drawn
@@ -80,7 +80,7 @@ def make_split(folder: Path, split: Split, labels: Sequence[str]) -> dict[str, A
     """Writes the three files, rows in the order of the source and with its columns.
 
     Returns the number of battles and the share of each label by part. Raises `UserError` naming the first row that is
-    no labelled battle.
+    not a labelled battle.
     """
     rows, prompts, targets, leads = _read(Path(split.source), labels)
     strata = targets

@@ -1,6 +1,7 @@
 """Fits how members are combined, and judges each part of it by cross-validation: is its gain more than noise?
 
-What is judged is the `Combination` that serving applies. Predictions meet labels by id only. It knows no models.
+What is judged is the `Combination` that serving applies. Predictions meet labels by id only. It knows nothing of
+models.
 """
 
 import os
@@ -110,7 +111,7 @@ def fit_weights(
     """
     folds = min(folds, len(rows.ids))
     if folds < 2:
-        raise UserError(f"{len(rows.ids)} battles are too few to fit weights on", hint="Some hundred are needed.")
+        raise UserError(f"{len(rows.ids)} battles are too few to fit weights on", hint="Several hundred are needed.")
     equal = Combination(
         config.labels,
         tuple(member.name for member in config.members),

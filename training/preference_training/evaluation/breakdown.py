@@ -184,7 +184,7 @@ def _groups(
     probabilities: Array,
     resamples: Resamples,
 ) -> tuple[Group, ...]:
-    """One group for each kind that any battle is of."""
+    """One group for each kind of battle that occurs."""
     losses = log_losses(probabilities, data.targets)
     right = probabilities.argmax(axis=1) == data.targets
     found = [(name, rows) for name, rows in kinds if rows.any()]

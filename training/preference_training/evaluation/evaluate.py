@@ -59,7 +59,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything measured on `battles` battles. What concerns one source of predictions alone is of the ensemble.
+    """Everything measured on `battles` battles. What belongs to a single source of predictions is that of the ensemble.
 
     `scores` are those of the members, the ensemble, the length baseline (where one was fitted), the class prior and
     the uniform guess. `confusion` counts battles by label (row) and by the most probable label (column);

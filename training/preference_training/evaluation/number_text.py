@@ -8,7 +8,7 @@ WHY_NO_INTERVAL = f"{NO_INTERVAL}: fewer than {FEWEST_ROWS} battles, or all alik
 #: How `spread` shows intervals, in words that go below a table.
 HOW_SPREAD = f"±: half of the {100 * LEVEL:.0f} % interval; two numbers: its bounds, where it is not symmetric"
 
-#: How far the value may be from the middle of a symmetric interval, as a part of half its width.
+#: How far the value may be from the middle of a symmetric interval, as a share of half its width.
 _ASYMMETRY = 0.2
 
 
@@ -32,7 +32,7 @@ def spread(estimate: Estimate | None, digits: int = 4) -> str:
 
 
 def stacked(estimate: Estimate | None, digits: int = 4) -> str:
-    """Value and, on a second line, its bounds, for numbers whose intervals lean by nature; empty without a value."""
+    """Value and, on a second line, its bounds, for numbers with skewed intervals; empty without a value."""
     if estimate is None:
         return ""
     if estimate.low is None or estimate.high is None:

@@ -65,7 +65,7 @@ def predict(
 
 
 def _open(member: Member, labels: Sequence[str], batch_size: int, done: Done) -> Answer:
-    """Finds and checks what a member needs, so that whatever is missing is known before anything long begins."""
+    """Finds and checks what a member needs, so that anything missing is reported before long work begins."""
     if isinstance(member, LengthBaseline):
         return partial(_answer_by_length, read_buckets(Path(member.base), labels), done)
     base, adapter = checked_folders(member, len(labels))
@@ -87,7 +87,7 @@ def _answer_by_length(buckets: LengthBuckets, done: Done, battles: Sequence[Batt
 
 
 def checked_folders(member: Classifier, labels: int) -> tuple[Path, Path | None]:
-    """Where the member's base and adapter lie, fetched if need be.
+    """Where the member's base and adapter are, fetched if necessary.
 
     Raises `ArtefactError` when neither the adapter nor, without one, the base holds a head for `labels` labels.
     """
@@ -98,7 +98,7 @@ def checked_folders(member: Classifier, labels: int) -> tuple[Path, Path | None]
 
 
 def load_member(member: Classifier, base: Path, adapter: Path | None, labels: int) -> PeftModel:
-    """The base as the member's recipe loads it, with its adapter, on the GPU if there is one; ready to be asked."""
+    """The base as the member's recipe loads it, with its adapter, on the GPU if there is one; ready for inference."""
     with quiet_transformers():
         model = classifier(base, member, recipe_of(member), labels)
         if adapter is not None:  # without one, LoRA that was never trained changes nothing

@@ -103,9 +103,9 @@ def _scores(result: Evaluation) -> Section:
     return Section(
         "Scores",
         "Lower log loss is better. A source to the right of the uniform guess points to a bug; one that does not beat "
-        "the length buckets has learned little but who writes more. The second plot compares each source with the "
-        "class prior on the same battles: what lies to the right of the line is better, and surely so where the whole "
-        "interval does.",
+        "the length buckets has learned little more than which response is longer. The second plot compares each "
+        "source with the class prior on the same battles: what lies to the right of the line is better, and surely so "
+        "where the whole interval does.",
         (
             charts.intervals(losses, "Log loss of each source", "log loss", digits=4),
             charts.intervals(gains, "Log loss below the class prior", below, references=zero, digits=4),

@@ -44,9 +44,9 @@ def swap_consistencies(
     symmetric: Path | None,
     resamples: Resamples,
 ) -> tuple[SwapConsistency, ...]:
-    """One result for each of `sources` that the other file tells something of; none without a file."""
+    """One result for each of `sources` that the other file covers; none without a file."""
     if swapped is not None and symmetric is not None:
-        raise UserError("Both swapped and symmetric predictions were named", hint="One of them is enough.")
+        raise UserError("Both `--swapped` and `--symmetric` were given", hint="Pass one of them.")
     if swapped is not None:
         exchanged = _exchanged(config, read, swapped)
     elif symmetric is not None:
@@ -79,7 +79,7 @@ def _exchanged(config: Config, read: Predictions, path: Path) -> dict[str, Array
 def _exchanged_of_symmetric(config: Config, read: Predictions, path: Path) -> dict[str, Array]:
     """The other half of an average of which one half is known.
 
-    The ensemble's own follows only where it averages probabilities, and nothing comes after.
+    The ensemble's own follows only where it averages probabilities without post-processing.
     """
     other = read_predictions(path, config).in_order_of(read.ids)
     pairs = {name: (read.members[name], values) for name, values in other.members.items() if name in read.members}

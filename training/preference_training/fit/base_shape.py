@@ -1,4 +1,4 @@
-"""The shape of a member's base, from its `config.json` alone: no weights, and where it can be, no network.
+"""The shape of a member's base, from its `config.json` alone: no weights, and where possible no network.
 
 Torch is not imported here, so that planning starts at once.
 """

@@ -1,7 +1,7 @@
 """In which order, and which way round, training battles are shown: a function of the seed and the epoch alone.
 
 The Trainer's own samplers draw from the global random state, which a resumed run does not find as it was. Here a run
-that was killed goes on with the very battles, and the very swaps, that were next.
+that was killed continues with exactly the battles and swaps that came next.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class EpochSampler(Sampler[int]):
         self._lengths = [len(example["input_ids"]) for example in battles.examples]
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order, and the swaps of the battles that it is about."""
+        """Chooses the order of a dataset's battles, and their swaps."""
         self.battles.epoch = epoch
 
     def __len__(self) -> int:

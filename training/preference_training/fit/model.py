@@ -114,7 +114,7 @@ def classifier(folder: Path, member: Classifier, recipe: Recipe, labels: int, id
 
 
 def remove_identity_head(model: PeftModel) -> None:
-    """Takes the head that only trains away, so that neither the adapter nor its settings know of it."""
+    """Removes the identity head, so that neither the adapter nor its settings mention it."""
     base: Any = model.get_base_model()
     if hasattr(base, "identity"):
         del base.identity
@@ -137,7 +137,7 @@ def pooled_states(
     `attention_mask` `[sequences, longest]` says what is padding, on the right. Transformers itself pools the rightmost
     token that is not the pad id: the wrong one when pad is eos and a text ends in eos. Serving pools the true last one.
     GEMMs run in `precision` whatever the weights are: LoRA's are FP32, and so is what surrounds a quantised base. The
-    Trainer's own autocast does not reach here: it is put round the model's `forward`, which would pool wrongly.
+    Trainer's own autocast does not reach here: it wraps the model's `forward`, which would pool wrongly.
     """
     base: Any = model.get_base_model()
     with torch.autocast(input_ids.device.type, DTYPES[precision], enabled=precision != "fp32"):

@@ -1,7 +1,7 @@
 """Fits several members at once, each in a process of its own with its share of the cores.
 
-On a CPU, two members side by side on one thread each are done sooner than one after the other on both threads.
-What needs torch is imported late, so that a worker knows what to do with Ctrl-C before anything long begins.
+On a CPU, two members on one thread each finish sooner than one after the other on two threads.
+What needs torch is imported late, so that a worker handles Ctrl-C before long work begins.
 """
 
 import multiprocessing
@@ -35,7 +35,7 @@ def default_jobs(members: int) -> int:
 def fit_members(config: Config, members: Sequence[Classifier], jobs: int, report: MemberReport) -> dict[str, Measured]:
     """Fits `members` into their folders, `jobs` at a time; returns what was measured, by name.
 
-    The first error is raised once the members that had begun are done; those that had not are left out.
+    The first error is raised once the running members are done; the others are not started.
     """
     if jobs <= 1 or len(members) <= 1:
         return {member.name: _fit_into_place(config, member, report) for member in members}
@@ -53,7 +53,7 @@ def fit_members(config: Config, members: Sequence[Classifier], jobs: int, report
                     future.result()
         except BrokenProcessPool as error:
             raise SystemFailure(
-                "A process that fitted a member was killed",
+                "The process that was fitting a member was killed",
                 hint="Memory may have run out; fit one member at a time with `--jobs 1`.",
             ) from error
         except BaseException:

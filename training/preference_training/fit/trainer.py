@@ -52,7 +52,7 @@ def fit(
 ) -> dict[str, Any]:
     """Trains `member` and writes its adapter into `folder`; returns what was measured.
 
-    Goes on from the last checkpoint where a run that was killed left one in `folder`, and ends with the same adapter.
+    Continues from the last checkpoint if a run that was killed left one in `folder`, and ends with the same adapter.
     Raises `SystemFailure` where the machine cannot run the recipe or the loss is no longer finite.
     """
     recipe = recipe_of(member)

@@ -1,4 +1,4 @@
-"""Expected calibration error, with an interval that holds for forecasts that are calibrated, too.
+"""Expected calibration error, with an interval that also holds for calibrated forecasts.
 
 Arrays in, numbers out. It knows nothing of battles or models.
 """
@@ -22,7 +22,7 @@ def calibration_estimate(probabilities: Array, targets: Indices, resamples: Resa
     which is too high rather than too low. The lower one inverts a test: it is the smallest error, of gaps in proportion
     to the measured ones, with which the resampled noise would bring out the measured error in one of forty cases. For
     no gaps at all that is consistency resampling (Bröcker and Smith, 2007): 0 is in the interval of forecasts that may
-    be calibrated. The value itself is not corrected. How often the interval holds stands in docs/decisions.md.
+    be calibrated. The value itself is not corrected. docs/decisions.md says how often the interval holds.
     """
     confidence = probabilities.max(axis=1)
     bin_of_row = np.minimum((confidence * BINS).astype(int), BINS - 1)

@@ -1,4 +1,5 @@
-"""How sure a measured number is: bootstrap and Wilson intervals, and folds for what is fitted on what it is judged by.
+"""How sure a measured number is: bootstrap and Wilson intervals, and folds for what is judged on the rows that it was
+fitted on.
 
 Arrays in, numbers out. It knows nothing of battles or models.
 """
@@ -101,7 +102,7 @@ class Resamples:
     def means(self, columns: Sequence[npt.ArrayLike], among: Sequence[Mask] | None = None) -> list[Estimate]:
         """The mean of each of `columns` `[rows]`, over the rows where its mask of `among` is true: at least one.
 
-        All of them in one pass. How many rows are among them is drawn, too; resamples without any are left out.
+        All of them in one pass. The size of a group varies as well; resamples without any of it are left out.
         """
         masks = np.ones((1, self.rows), dtype=bool) if among is None else np.stack(among)
         values = np.where(masks, np.stack([np.asarray(column, dtype=np.float64) for column in columns]), 0.0)

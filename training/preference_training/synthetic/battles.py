@@ -92,7 +92,7 @@ def decided(probabilities: tuple[float, float, float], ties: bool) -> tuple[floa
 
 
 def lowest_log_loss(battles: list[GeneratedBattle], ties: bool = True) -> float:
-    """Log loss of the judge's own probabilities: what no model can go below, but by luck."""
+    """Log loss of the judge's own probabilities: no model goes below it, except by luck."""
     return -sum(math.log(decided(battle.probabilities, ties)[battle.label]) for battle in battles) / len(battles)
 
 

@@ -29,7 +29,7 @@ def make_stage(stage: Stage, make: Callable[[Path], Mapping[str, Any]]) -> None:
 
 
 def is_up_to_date(stage: Stage) -> bool:
-    """Whether a stage has nothing to do; says so where it has not."""
+    """Whether a stage is up to date; says so if it is."""
     if not stage.is_up_to_date():
         return False
     notes.print(f"{stage.folder}: up to date")
