@@ -252,6 +252,6 @@ def _stopped_by_signals(output: Path) -> Iterator[_Stopping]:
 
 
 def _finish() -> None:
-    """Every row is scored: files take their places, whatever arrives now."""
+    """Every row is scored: files take their places, whatever signal arrives now."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What is kept of a run that has not ended, so that the same command goes on from there, whatever stopped it.
+"""What is kept of a run that has not ended, so that the same command continues from there, whatever stopped it.
 
 A hidden folder beside the output holds the rows and the failures so far, and a journal: a line that says what the run
 is of, then one for each time that everything was written through to the disk. What lies behind the last such line is

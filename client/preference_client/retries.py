@@ -23,6 +23,6 @@ class Patience:
 
 
 def retry_delay_s(failures: int) -> float:
-    """Seconds to wait after so many failures in a row: exponential back-off with half of it drawn by chance."""
+    """Seconds to wait after this many failures in a row: exponential back-off, half of it random."""
     longest = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 30))
     return longest * random.uniform(0.5, 1.0)

@@ -102,7 +102,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One battle as a message of so many bytes, ready to be sent any number of times."""
+    """One battle as a message and its size in bytes, ready to be sent any number of times."""
 
     message: Any
     bytes: int
@@ -233,7 +233,7 @@ class Transport:
         self._channel.close()
 
     def _template(self, turns: int) -> Any:
-        """The part of a request that all battles with so many turns share."""
+        """The part of a request that all battles with this number of turns share."""
         if turns not in self._templates:
             message = service_pb2.ModelInferRequest(model_name=self.ensemble.model)
             for tensor in tensors.BATTLE_INPUTS:

@@ -55,7 +55,7 @@ def errors_path(output: Path) -> Path:
 
 
 def schema_of(labels: Sequence[str], members: Sequence[str], submission: bool = False) -> Any:
-    """Arrow schema of predictions: `id`, one column per label, and, but for a submission, the members' columns."""
+    """Arrow schema of predictions: `id`, one column per label, and, except in a submission, the members' columns."""
     fields = [pa.field("id", pa.string()), *(pa.field(label, pa.float32()) for label in labels)]
     if not submission:
         fields += [pa.field(f"{member}_{label}", pa.float32()) for member in members for label in labels]

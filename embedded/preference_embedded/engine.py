@@ -53,7 +53,7 @@ class Engine:
     def run(self, requests: Sequence[Tensors]) -> list[Tensors | Exception]:
         """The answer to each request, in order: its outputs, or what is wrong with it. Never raises for one of them.
 
-        Requests are run together as far as that pays; which ones does not change any answer but for rounding.
+        Requests are run together as far as that pays; which ones changes no answer beyond rounding.
         """
         answers: list[Tensors | Exception | None] = [self._refusal(request) for request in requests]
         accepted = [index for index, answer in enumerate(answers) if answer is None]

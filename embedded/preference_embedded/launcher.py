@@ -27,7 +27,7 @@ from preference_embedded.repository import ServedModel, models_of
 
 POLL_INTERVAL_S = 0.02
 PYTHON_VARIABLE = "PREFERENCE_SERVER_PYTHON"
-#: Clients neither need these, nor may reach them: shared memory reads and writes this machine's memory.
+#: Clients do not need these and must not reach them: shared memory reads and writes this machine's memory.
 CLOSED_INTERFACES = "shared-memory,trace,logging"
 
 
@@ -282,7 +282,7 @@ def write_environment(folder: Path, facts: Machine) -> None:
     """Makes `folder` a virtual environment with the packages of the server's, whose Python writes no byte code.
 
     Byte code beside a model would be run in its place, and no manifest names it. The models' interpreter is isolated:
-    it heeds no variable or option, only what is found in the environment of the first `python3` on PATH.
+    it ignores variables and options and sees only what is found in the environment of the first `python3` on PATH.
     """
     python = facts.python
     assert python.home is not None

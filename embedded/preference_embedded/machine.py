@@ -216,7 +216,7 @@ def check_python_version(machine: Machine) -> None:
 
 
 def check_numpy(machine: Machine) -> None:
-    """The stubs read arrays by the memory layout of NumPy 1; under NumPy 2 every array arrives damaged, in silence."""
+    """The stubs read arrays by the memory layout of NumPy 1; under NumPy 2 every array is silently damaged."""
     numpy = machine.python.numpy
     if numpy is None or int(numpy.split(".")[0]) >= 2:
         found = "none is installed" if numpy is None else f"version {numpy} is installed"

@@ -49,7 +49,7 @@ def entry(line: str) -> tuple[LogLevel, str]:
 
 
 def worth_showing(line: str, level: LogLevel) -> bool:
-    """Whether a person who asked for `level` should see the line: not what is harmless on a CPU, nor tables."""
+    """Whether a person who asked for `level` should see the line: except what is harmless on a CPU, and tables."""
     if not line.strip() or line.startswith(_TABLE) or any(text in line for text in HARMLESS):
         return False
     severity, message = entry(line)

@@ -1,7 +1,7 @@
 """Watches a running server, restarts it when a part of it dies, and passes its log on to people.
 
-The bundled release does not notice that the process of a model died, nor that it no longer answers: its health stays
-good and requests fail. It knows nothing of commands or signals.
+The bundled release notices neither that the process of a model died nor that it no longer answers: its health stays
+good, and requests fail. It knows nothing of commands or signals.
 """
 
 import time

@@ -350,7 +350,7 @@ def test_each_kind_of_wrong_address_has_a_hint_that_fits(monkeypatch: pytest.Mon
         for port, hint in (
             (web.server_port, "does not speak gRPC"),
             (mute.getsockname()[1], "says nothing"),
-            (other_port, "is no Triton"),
+            (other_port, "is not Triton"),
             (1, "make serve"),
         ):
             with pytest.raises(UnavailableError) as caught:

@@ -1,4 +1,4 @@
-"""The files that commands read and write: whatever is missing or in the way is refused before anything long begins."""
+"""The files that commands read and write: what is missing or in the way is refused before long work begins."""
 
 from pathlib import Path
 from shlex import quote

@@ -116,7 +116,7 @@ def parsed(data: bytes) -> Any:
 
 
 def checked(request: Any, ensembles: Mapping[str, Ensemble], limits: Limits) -> Any:
-    """The `ModelInferRequest` to send in place of `request`. Raises `Refused` for whatever is not one battle."""
+    """The `ModelInferRequest` to send in place of `request`. Raises `Refused` for anything but one battle."""
     ensemble = ensemble_named(request.model_name, request.model_version, ensembles)
     clean = service_pb2.ModelInferRequest(model_name=ensemble.name, model_version=request.model_version)
     clean.id = _checked_id(request.id)

@@ -105,7 +105,7 @@ def _flat(values: list[Any]) -> Iterator[Any]:
 
 
 def _take_parameters(table: Any, target: Any) -> None:
-    """Hands parameters on to be refused, but for how the answer should be written."""
+    """Hands parameters on to be refused, except those that say how to write the answer."""
     for name, value in _object(table, "parameters").items():
         if name not in BINARY_WISHES:
             kind = {bool: "bool_param", int: "int64_param", float: "double_param"}.get(type(value), "string_param")

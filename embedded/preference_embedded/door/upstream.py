@@ -183,7 +183,7 @@ class Upstream:
 
 
 def probe(ensemble: str, words: int) -> bytes:
-    """A battle whose fields have so many words each."""
+    """A battle with this many words in each field."""
     request = service_pb2.ModelInferRequest(model_name=ensemble, id=PROBE_ID)
     for tensor, word in zip(tensors.BATTLE_INPUTS, (b"why ", b"yes ", b"no "), strict=True):
         text = word * words

@@ -129,7 +129,7 @@ class HttpSide:
             self._bodies_bytes -= size
 
     def _forwarded(self, end: str) -> Handler:
-        """A handler that asks the server for what lies below an ensemble, or about the server itself."""
+        """A handler that asks the server about an ensemble, or about itself."""
 
         async def forward(request: web.Request) -> web.Response:
             path = "/v2"
@@ -199,7 +199,7 @@ def _own_metrics(desk: Desk) -> str:
 
 
 def _silent_logger() -> logging.Logger:
-    """aiohttp writes whatever strangers send to it into its log."""
+    """Keeps out of the log what strangers send: aiohttp would write it there."""
     logger = logging.getLogger("preference_embedded.door.web")
     logger.setLevel(logging.CRITICAL)
     return logger

@@ -1,6 +1,6 @@
 """How members are best combined, from their probabilities and the right labels: arrays in, a `Combination` out.
 
-Every fit is convex, but for the threshold, which is tried over a grid. It knows nothing of files.
+Every fit is convex except that of the threshold, which is tried over a grid. It knows nothing of files.
 
 Members come as `log_probabilities` `[n, members, labels]`: as good as logits, which differ by a constant per row only.
 """

@@ -107,7 +107,7 @@ def fit_weights(
     """Fits every candidate, cross-validated over `folds`; chooses `rule` with those extras that were asked for.
 
     `own` are the keys that the configuration file gives itself (`ConfigFile.own_keys`): a `post_processing` among them
-    will be applied to whatever is fitted, so every candidate but the one that replaces it is judged with it.
+    will be applied to whatever is fitted, so every candidate except the one that replaces it is judged with it.
     """
     folds = min(folds, len(rows.ids))
     if folds < 2:

@@ -15,7 +15,7 @@ _ASYMMETRY = 0.2
 def spread(estimate: Estimate | None, digits: int = 4) -> str:
     """Value and interval in few columns; empty without a value.
 
-    `0.9150 ±0.0310` where the interval is symmetric: the value lies in its middle, to a fifth of half its width.
+    `0.9150 ±0.0310` where the interval is symmetric: the value is in its middle, within a fifth of half its width.
     Otherwise the bounds are on a second line: `0.0430`, `0.0110 to 0.0920`. `0.9150 n/a` where there is none.
     """
     if estimate is None:

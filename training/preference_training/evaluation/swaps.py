@@ -90,7 +90,7 @@ def _exchanged_of_symmetric(config: Config, read: Predictions, path: Path) -> di
         back = 2 * average - original
         if back.min() < -_ROUNDING or back.max() > 1 + _ROUNDING:
             raise UserError(
-                f"`{path}` does not hold averages of both orders: those of `{name}` lie too far from one order's",
+                f"`{path}` does not hold averages of both orders: those of `{name}` are too far from one order's",
                 hint="Score the same battles with `preference-score --symmetric`, with the same models and weights.",
             )
         found[name] = np.clip(back, 0, 1)

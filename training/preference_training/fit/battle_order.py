@@ -39,7 +39,7 @@ class TrainingBattles(Dataset[Example]):
 
 
 class EpochSampler(Sampler[int]):
-    """Indices of one epoch: shuffled, and with `group_size` such that so many neighbours are of similar length.
+    """Indices of one epoch: shuffled, and with `group_size` so that this many neighbours are of similar length.
 
     The Trainer calls `set_epoch` before each epoch, also of a run that it resumes.
     """

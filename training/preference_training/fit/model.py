@@ -44,7 +44,7 @@ def base_folder(member: Classifier) -> Path:
 
 
 def check_machine(member: Classifier, recipe: Recipe) -> None:
-    """Refuses a recipe that this machine cannot run, before anything long begins."""
+    """Refuses a recipe that this machine cannot run, before long work begins."""
     has_gpu = torch.cuda.is_available()
     if recipe.quantisation != "none" and not (has_gpu and is_bitsandbytes_available()):
         missing = "no version of it that Transformers accepts is installed" if has_gpu else "no GPU was found"

@@ -113,7 +113,7 @@ def make_battles(folder: Path, counts: BattleCounts, ties: bool = True) -> dict[
 
 
 def base_stage(config: Config, member: Classifier, base: TinyBase, counts: BattleCounts) -> Stage:
-    """The folder of one member's base. It must lie in the build folder: nothing else may be overwritten."""
+    """The folder of one member's base. It must be in the build folder: nothing else may be overwritten."""
     folder = Path(member.base)
     if config.folders.root not in folder.parents:
         raise ConfigError(

@@ -69,6 +69,6 @@ class Lexicon:
 
 @cache
 def lexicon() -> Lexicon:
-    """The lexicon that lies beside this module."""
+    """The lexicon in the file beside this module."""
     text = files(__package__).joinpath("lexicon.toml").read_text(encoding="utf-8")
     return structure(Lexicon, tomllib.loads(text))

@@ -39,7 +39,7 @@ LEARNING_RATE = 3e-3
 def write_twin(source: Path, out: Path) -> str:
     """Writes the twin of the configuration `source` to `out`; returns its name.
 
-    Raises `ConfigError` for a base whose architecture is none of those that tiny bases are made of.
+    Raises `ConfigError` for a base whose architecture has no tiny base.
     """
     if out.resolve() == source.resolve():
         raise ConfigError(f"`{out}` is the configuration itself", hint="Name another file for its twin.")

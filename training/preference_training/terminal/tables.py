@@ -86,7 +86,7 @@ def weights_table(config: Config, result: Fitted) -> Table:
             gain, advice = spread(candidate.gain), "keep" if candidate.is_worth_it else "leave out"
         style = "bold" if candidate.combination == result.chosen else None
         _add(table, candidate.name, weights, f"{candidate.cross_validated.value:.4f}", gain, advice, style=style)
-    how = "cross-validated; a gain is noise where 0 lies in its interval; bold is written"
+    how = "cross-validated; a gain is noise if its interval contains 0; bold rows are written"
     return _captioned(table, how, HOW_SPREAD)
 
 
