@@ -116,14 +116,14 @@ def test_the_twin_is_served_and_its_metrics_are_printed(twin):
 
 
 @of("lmsys")
-def test_s0_is_combined_with_the_published_weights(twin):
+def test_the_published_pair_is_combined_with_its_published_weights(twin):
     assert twin.served_rule["weights"] == [0.4257644179, 0.5742355821]
     expected = 0.4257644179 * twin.predicted_by("gemma") + 0.5742355821 * twin.predicted_by("llama")
     assert np.abs(twin.predicted - expected).max() < 1e-6
 
 
 @of("binary-gemma-2-2b")
-def test_s1_has_two_labels_cuts_in_the_middle_and_trains_some_layers_only(twin):
+def test_the_binary_system_has_two_labels_cuts_in_the_middle_and_trains_some_layers_only(twin):
     assert len(twin.config.labels) == 2
     member = twin.config.members[0]
     assert member.truncation.policy == "middle"
@@ -137,7 +137,7 @@ def test_s1_has_two_labels_cuts_in_the_middle_and_trains_some_layers_only(twin):
 
 
 @of("binary-gemma-2-2b", "light")
-def test_s1_and_s4e_split_one_file_by_prompt(twin):
+def test_systems_that_split_one_file_split_it_by_prompt(twin):
     assert verify(twin.folder / "data").kind == "split"
     parts = [twin.rows(f"data/{part}.csv") for part in ("train", "validation", "test")]
     assert sorted(row["id"] for rows in parts for row in rows) == sorted(
@@ -151,7 +151,7 @@ def test_s1_and_s4e_split_one_file_by_prompt(twin):
 
 
 @of("course")
-def test_s2_takes_the_weights_that_its_members_scores_gave(twin):
+def test_the_course_solution_takes_the_weights_that_its_members_scores_gave(twin):
     weights = dict(zip(twin.served_rule["members"], twin.served_rule["weights"], strict=True))
     assert weights == dict(twin.config.combine.weights)
     targets = [target_of_row(row, twin.config.labels) for row in twin.rows("data/validation.csv")]
@@ -164,20 +164,20 @@ def test_s2_takes_the_weights_that_its_members_scores_gave(twin):
 
 
 @of("single-gemma", "single-llama", "single-qwen")
-def test_s3_is_its_one_member_alone(twin):
+def test_a_single_model_is_its_one_member_alone(twin):
     (member,) = twin.config.members
     assert np.abs(twin.predicted - twin.predicted_by(member.name)).max() < 1e-6
 
 
 @of("length")
-def test_s4a_serves_what_its_buckets_say(twin):
+def test_the_length_baseline_serves_what_its_buckets_say(twin):
     buckets = read_buckets(twin.folder / "baseline", twin.config.labels)
     expected = [buckets.probabilities[buckets.bucket_of(battle)] for battle in twin.battles]
     assert np.abs(twin.predicted - np.array(expected)).max() < 1e-6
 
 
 @of("three-heads", "light")
-def test_s4b_and_s4e_export_the_preference_head_alone(twin):
+def test_systems_with_three_heads_export_the_preference_head_alone(twin):
     for member in twin.config.members:
         assert member.training["identity_loss_weight"] == 1.0
         with safe_open(twin.folder / "adapters" / member.name / "adapter_model.safetensors", "numpy") as tensors:
@@ -186,13 +186,13 @@ def test_s4b_and_s4e_export_the_preference_head_alone(twin):
 
 
 @of("average")
-def test_s4c_is_the_plain_average(twin):
+def test_the_plain_average_weighs_both_members_alike(twin):
     expected = (twin.predicted_by("gemma") + twin.predicted_by("llama")) / 2
     assert np.abs(twin.predicted - expected).max() < 1e-6
 
 
 @of("threshold", "light")
-def test_s4d_and_s4e_raise_confident_predictions(twin):
+def test_systems_with_a_threshold_raise_confident_predictions(twin):
     rule = twin.served_rule
     assert rule["post_processing"]["threshold"] == 0.75
     averaged = np.mean([twin.predicted_by(member.name) for member in twin.config.members], axis=0)
