@@ -1,0 +1,98 @@
+"""A file scored while server and client are killed again and again is that of an undisturbed run, byte for byte.
+
+`make test-soak` takes 100,000 battles (PREFERENCE_SOAK_BATTLES).
+"""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from battle_files import write_battles
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+BATTLES = int(os.environ.get("PREFERENCE_SOAK_BATTLES", "2000"))
+BIN = Path(sys.executable).parent
+
+
+@contextmanager
+def serving(log):
+    """`preference-serve` on the demo: its process, and `host:port` of gRPC."""
+    command = Path(os.environ["PREFERENCE_SERVER_PYTHON"]).with_name("preference-serve")
+    line = [command, "configs/demo.toml", "--json"]
+    line += ["--log-file", str(log), *(f"--{service}-port=0" for service in ("grpc", "http", "metrics"))]
+    said = log.with_suffix(".stderr")
+    with said.open("w") as file, subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=file) as serve:
+        try:
+            ready = serve.stdout.readline()
+            assert ready, said.read_text()
+            yield serve, json.loads(ready)["grpc"]
+        finally:
+            serve.terminate()
+            serve.wait(60)
+
+
+def triton_of(serve):
+    """Process id of the tritonserver that `serve` runs now; None while it has none."""
+    for children in Path(f"/proc/{serve.pid}/task").glob("*/children"):
+        for pid in map(int, children.read_text().split()):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "tritonserver":
+                return pid
+    return None
+
+
+def rows_kept(output):
+    """Rows that the journal beside an unfinished output promises."""
+    journal = output.with_name(f".{output.name}.unfinished") / "journal"
+    marks = [json.loads(line) for line in journal.read_bytes().split(b"\n")[1:-1]] if journal.exists() else []
+    return marks[-1]["scored"] + marks[-1]["failed"] if marks else 0
+
+
+def score(source, output, url):
+    with output.with_suffix(".stderr").open("w") as said:
+        return subprocess.Popen([BIN / "preference-score", source, "-o", output, "--url", url], stderr=said)
+
+
+def test_killed_servers_and_clients_leave_no_trace_in_the_output(demo, tmp_path):
+    source, undisturbed, disturbed = (tmp_path / name for name in ("battles.csv", "undisturbed.csv", "disturbed.csv"))
+    rows = itertools.islice(itertools.cycle(demo.rows("data/test.csv")), BATTLES)
+    write_battles(
+        source, ((n, f"{row['prompt']} {n}", row["response_a"], row["response_b"]) for n, row in enumerate(rows))
+    )
+    kills = [(share, kind) for share, kind in zip((0.1, 0.3, 0.5, 0.7, 0.85), "scscs", strict=True)]
+    with serving(tmp_path / "server.log") as (serve, url):
+        began = time.monotonic()
+        client = score(source, undisturbed, url)
+        assert client.wait() == 0, undisturbed.with_suffix(".stderr").read_text()
+        undisturbed_s = time.monotonic() - began
+
+        began = time.monotonic()
+        client, killed = score(source, disturbed, url), 0
+        for share, kind in kills:
+            while rows_kept(disturbed) < share * BATTLES and client.poll() is None:
+                time.sleep(0.05)
+            server = triton_of(serve)
+            if client.poll() is not None or (kind == "s" and server is None):
+                continue
+            killed += 1
+            os.kill(server if kind == "s" else client.pid, signal.SIGKILL)
+            if kind == "c":
+                client.wait()
+                client = score(source, disturbed, url)
+        client.wait()
+        disturbed_s = time.monotonic() - began
+    stderr = disturbed.with_suffix(".stderr").read_text()
+    assert client.returncode == 0, stderr
+    assert killed == len(kills)
+    assert "going on after" in stderr
+    assert disturbed.read_bytes() == undisturbed.read_bytes()
+    assert len(disturbed.read_bytes().splitlines()) == BATTLES + 1
+    sys.stderr.write(f"{BATTLES:,} battles: undisturbed {undisturbed_s:.0f} s, with five kills {disturbed_s:.0f} s\n")
