@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import onnxruntime
 
+from preference_core import tensors
 from preference_core.errors import ConfigError
 from preference_embedded.batching import KINDS, BatchInput
 
@@ -36,6 +37,7 @@ _LEVEL = onnxruntime.GraphOptimizationLevel
 #: `optimization { graph { level } }` of the C++ backend; any other level means the default.
 OPTIMISATION_LEVELS = {-1: _LEVEL.ORT_ENABLE_BASIC, 1: _LEVEL.ORT_ENABLE_EXTENDED, 2: _LEVEL.ORT_DISABLE_ALL}
 PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena")
+ABOUT_THE_ENSEMBLE = (tensors.MEMBERS_PARAMETER, tensors.LABELS_PARAMETER)
 UNSUPPORTED_SECTIONS = ("batch_output", "sequence_batching")
 UNSUPPORTED_KEYS = ("reshape", "is_shape_tensor", "optional")
 
@@ -80,7 +82,7 @@ class EngineConfig:
 
         The arena keeps the largest working set of every shape it has seen; lengths here vary with every request.
         """
-        for key in self.parameters.keys() - set(PARAMETERS):
+        for key in self.parameters.keys() - {*PARAMETERS, *ABOUT_THE_ENSEMBLE}:
             warn(f"parameter `{key}` has no meaning for ONNX Runtime on a CPU")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._number("intra_op_thread_count")

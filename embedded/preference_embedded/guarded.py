@@ -1,6 +1,6 @@
 """The tritonserver behind its door: what `preference-serve` serves.
 
-The server listens on private ports of the loopback; the door has the public ones, and keeps them while the server is
+The server listens on sockets that only this user can reach; the door has the ports, and keeps them while the server is
 restarted.
 """
 
@@ -18,7 +18,6 @@ from preference_embedded.door.upstream import ProbeSize
 from preference_embedded.launcher import Options, TritonServer
 from preference_embedded.repository import ServedModel, ensembles_of, models_of
 
-PRIVATE_ADDRESS = "127.0.0.1"
 #: Of the time for stopping, what the server itself gets after the door has drained.
 SERVER_STOP_SHARE = 0.2
 
@@ -44,7 +43,7 @@ class GuardedServer:
     def __init__(self, options: Options, door: DoorOptions) -> None:
         self._options = options
         self._wanted = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
-        self._server = TritonServer(replace(options, address=PRIVATE_ADDRESS, grpc_port=0, http_port=0, metrics_port=0))
+        self._server = TritonServer(replace(options, private=True))
         self._door = Door(door)
         self.log_file: Path = self._server.log_file
 

@@ -1,6 +1,6 @@
 """Starts the bundled tritonserver on a model repository, waits until it serves, and ends it without a trace.
 
-The server is a child process that also stops when this process is killed. It knows nothing of requests: it
+The server is a child process that also ends when this process is killed. It knows nothing of requests: it
 asks the server for its health over HTTP and nothing else.
 """
 
@@ -8,11 +8,13 @@ import http.client
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +28,11 @@ from preference_embedded.machine import MIB, Machine
 from preference_embedded.repository import ServedModel, models_of
 
 POLL_INTERVAL_S = 0.02
+HEALTH_TIMEOUT_S = 5.0
+#: The kernel takes 107 bytes for the path of a socket.
+LONGEST_FOLDER = 60
+#: Triton wants different ones, also where it listens on none.
+UNUSED_PORTS = {"grpc": 1, "http": 2, "metrics": 3}
 PYTHON_VARIABLE = "PREFERENCE_SERVER_PYTHON"
 #: Clients do not need these and must not reach them: shared memory reads and writes this machine's memory.
 CLOSED_INTERFACES = "shared-memory,trace,logging"
@@ -33,7 +40,8 @@ CLOSED_INTERFACES = "shared-memory,trace,logging"
 
 @dataclass(frozen=True)
 class Options:
-    """How to serve a repository. A port of 0 takes a free one.
+    """How to serve a repository. A port of 0 takes a free one; `private` takes none, but sockets in a folder that only
+    this user can enter.
 
     `python` is the interpreter of the environment in which models run, by default what the variable
     PREFERENCE_SERVER_PYTHON names, or else this one; links are kept, for they make it a virtual environment. `verify`
@@ -43,6 +51,7 @@ class Options:
     """
 
     repository: Path
+    private: bool = False
     address: str = "127.0.0.1"
     grpc_port: int = 0
     http_port: int = 0
@@ -59,10 +68,7 @@ class Options:
 
 
 class TritonServer:
-    """A tritonserver for the time of a `with` block, or between `start` and `stop`.
-
-    The server is tied to the thread that started it: it stops when that thread ends, or the process does.
-    """
+    """A tritonserver for the time of a `with` block, or between `start` and `stop`; killed if this process is."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -73,6 +79,8 @@ class TritonServer:
         self._ports = {"grpc": options.grpc_port, "http": options.http_port, "metrics": options.metrics_port}
         self._prefix = f"preference-{os.getpid()}-{secrets.token_hex(4)}-"
         self._process: subprocess.Popen[bytes] | None = None
+        self._sockets: Path | None = None
+        self._alive: int | None = None
         self._stubs: dict[int, str] = {}
         self._log_start = 0
         self._seal: Mapping[str, tuple[int, ...]] | None = None
@@ -126,7 +134,13 @@ class TritonServer:
         if options.verify:
             report("Verifying the repository")
             self._verify()
-        self._ports = ports.resolve(options.address, self._ports)
+        if not options.private:
+            self._ports = ports.resolve(options.address, self._ports)
+        elif len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+            raise ServerError(
+                f"Sockets cannot be made in `{tempfile.gettempdir()}`: the path is longer than {LONGEST_FOLDER} bytes",
+                hint="Set TMPDIR to a shorter one.",
+            )
         report("Loading models")
         # Once all models are loaded nothing reads the backends' files again; gone by then, they cannot be left behind.
         with tempfile.TemporaryDirectory(prefix=self._prefix) as private:
@@ -178,13 +192,23 @@ class TritonServer:
             self._seal = seal
 
     def _url(self, service: str) -> str:
+        if self.options.private:
+            # Triton appends the port to gRPC's address, whatever that is.
+            return f"{self._address(service)}:{UNUSED_PORTS['grpc']}" if service == "grpc" else self._address(service)
         return ports.url(self.options.address, self._ports[service])
+
+    def _address(self, service: str) -> str:
+        return self.options.address if self._sockets is None else f"unix:{self._sockets / service}"
 
     def _launch(self, facts: Machine, private: Path) -> None:
         assert facts.bundle is not None
         assert facts.libpython is not None
         library_path = [str(facts.bundle.libraries), str(facts.libpython.parent), os.environ.get("LD_LIBRARY_PATH", "")]
-        runner = [sys.executable, "-I", "-S", str(Path(__file__).with_name("run_with_parent.py")), str(os.getpid())]
+        if self.options.private:
+            self._sockets = Path(tempfile.mkdtemp(prefix=self._prefix))
+        ended, self._alive = os.pipe()
+        runner = [sys.executable, "-I", "-S", str(Path(__file__).with_name("run_with_parent.py")), str(ended)]
+        traces = [str(folder / self._prefix) for folder in (self.options.shared_memory, Path(tempfile.gettempdir()))]
         server = [str(facts.bundle.binary), *self._arguments(private / "backends")]
         environment = {
             **os.environ,
@@ -195,14 +219,16 @@ class TritonServer:
         with self.log_file.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [*runner, ":".join(filter(None, library_path)), *server],
+                [*runner, ":".join(filter(None, library_path)), ":".join(traces), *server],
                 cwd=private,  # The models' Python imports from the working directory first.
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
+                pass_fds=[ended],
             )
+        os.close(ended)
 
     def _arguments(self, backends: Path) -> list[str]:
         options, key = self.options, secrets.token_hex(16)
@@ -220,8 +246,8 @@ class TritonServer:
             "backend-config": f"python,shm-region-prefix-name={self._prefix}",
             "log-verbose": int(options.verbose),
         }
-        for service, port in self._ports.items():
-            arguments |= {f"{service}-address": options.address, f"{service}-port": port}
+        for service, port in (UNUSED_PORTS if options.private else self._ports).items():
+            arguments |= {f"{service}-address": self._address(service), f"{service}-port": port}
         return [
             "--disable-auto-complete-config",
             *(f"--{name}={value}" for name, value in arguments.items()),
@@ -239,8 +265,7 @@ class TritonServer:
             time.sleep(POLL_INTERVAL_S)
 
     def _ready(self) -> bool:
-        host, _, port = self.http_url.rpartition(":")
-        connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=5.0)
+        connection = _connection(self.http_url)
         try:
             connection.request("GET", "/v2/health/ready")
             return connection.getresponse().status == http.HTTPStatus.OK
@@ -262,7 +287,29 @@ class TritonServer:
             processes.end(self._process, timeout_s)
         finally:
             processes.remove_shared_memory(self.options.shared_memory, self._prefix)
-            self._process = None
+            if self._sockets is not None:
+                shutil.rmtree(self._sockets)
+            if self._alive is not None:
+                with suppress(BrokenPipeError):
+                    os.write(self._alive, b"ended")
+                os.close(self._alive)
+            self._process = self._alive = self._sockets = None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over the Unix socket at the path `host`."""
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.host)
+
+
+def _connection(url: str) -> http.client.HTTPConnection:
+    if url.startswith("unix:"):
+        return _UnixConnection(url.removeprefix("unix:"), timeout=HEALTH_TIMEOUT_S)
+    host, _, port = url.rpartition(":")
+    return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=HEALTH_TIMEOUT_S)
 
 
 def write_backends(folder: Path, facts: Machine) -> None:

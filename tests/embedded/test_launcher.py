@@ -156,17 +156,34 @@ def test_a_killed_server_leaves_nothing_once_it_is_stopped(
     assert wait_until(lambda: traces() == before)
 
 
-def test_the_server_ends_when_its_parent_is_killed(
-    repository: Path, traces: Callable[..., list[str]], wait_until: Callable[..., bool]
+@pytest.mark.parametrize("private", [False, True])
+def test_the_server_ends_at_once_and_without_a_trace_when_its_parent_is_killed(
+    repository: Path, traces: Callable[..., list[str]], wait_until: Callable[..., bool], private: bool
 ) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
         "from preference_embedded.launcher import Options, TritonServer\n"
-        "TritonServer(Options(Path(sys.argv[1]), verify=False)).start()\nprint('up', flush=True)\ntime.sleep(60)\n"
+        f"server = TritonServer(Options(Path(sys.argv[1]), verify=False, private={private}))\n"
+        "server.start()\nprint('up', flush=True)\ntime.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(repository)], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"up\n"
         assert traces(parent.pid)
         parent.kill()
-    assert wait_until(lambda: traces(parent.pid) == [])
+    assert wait_until(lambda: traces(parent.pid) == [], timeout_s=10)
+    assert list(Path(tempfile.gettempdir()).glob(f"preference-{parent.pid}-*")) == []
+
+
+def test_a_private_server_has_no_port_and_lets_nobody_else_in(
+    repository: Path, hasty: Callable[..., Options], connect: Callable[[str], Any]
+) -> None:
+    with TritonServer(hasty(repository, private=True)) as server:
+        folder = Path(server.grpc_url.removeprefix("unix:")).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+        inodes = {os.readlink(link) for link in Path(f"/proc/{server.pid}/fd").iterdir()}
+        listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        assert not [fields for fields in listening if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes]
+        answer = connect(server.grpc_url).ask("sums", {"ids": np.array([[1, 2]], np.int32)}, ["sums"])
+        assert answer["sums"].tolist() == [[3.0, 2.0]]
+    assert not folder.exists()

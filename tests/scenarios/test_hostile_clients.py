@@ -295,6 +295,6 @@ def test_a_killed_server_is_restarted_behind_open_ports_that_say_so_meanwhile(gu
     done = threading.Event()
     with ThreadPoolExecutor(max_workers=1) as pool:
         asking = pool.submit(ask_until, done)
-        guarded.restart()  # In this thread, to which the server is tied.
+        guarded.restart()
         done.set()
     assert asking.result() == {plain.StatusCode.UNAVAILABLE}

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,9 +57,35 @@ def rows_kept(output):
     return marks[-1]["scored"] + marks[-1]["failed"] if marks else 0
 
 
-def score(source, output, url):
+def score(source, output, url, *options):
     with output.with_suffix(".stderr").open("w") as said:
-        return subprocess.Popen([BIN / "preference-score", source, "-o", output, "--url", url], stderr=said)
+        return subprocess.Popen([BIN / "preference-score", source, "-o", output, "--url", url, *options], stderr=said)
+
+
+def traces_of(pid):
+    """Processes, shared memory and folders of the server that process `pid` started."""
+    name = f"preference-{pid}-"
+    listed = subprocess.run(["ps", "-eo", "args", "-ww"], capture_output=True, text=True, check=True).stdout
+    found = [line for line in listed.splitlines() if name in line]
+    return found + [path for folder in ("/dev/shm", tempfile.gettempdir()) for path in Path(folder).glob(f"{name}*")]
+
+
+def test_a_killed_launcher_leaves_nothing_within_seconds_whatever_is_under_way(demo, tmp_path):
+    with serving(tmp_path / "server.log") as (serve, url):
+        client = score(demo.folder / "data/test.csv", tmp_path / "symmetric.csv", url, "--symmetric", "--deadline-s=1")
+        while rows_kept(tmp_path / "symmetric.csv") < 20:
+            assert client.poll() is None
+            time.sleep(0.05)
+        assert traces_of(serve.pid)
+        began = time.monotonic()
+        serve.kill()
+        while traces_of(serve.pid):
+            assert time.monotonic() - began < 10
+            time.sleep(0.05)
+        sys.stderr.write(f"nothing is left {time.monotonic() - began:.1f} s after the kill\n")
+        client.wait()
+    assert client.returncode == 1
+    assert "Resumable" in (tmp_path / "symmetric.stderr").read_text()
 
 
 def test_killed_servers_and_clients_leave_no_trace_in_the_output(demo, tmp_path):

@@ -38,7 +38,6 @@ class HttpSide:
         self._desk = desk
         self._bodies_bytes = 0
         self._http_url = self._metrics_url = ""
-        self._session: aiohttp.ClientSession | None = None
         self._runners: list[web.AppRunner] = []
 
     def forward_to(self, http_url: str, metrics_url: str) -> None:
@@ -47,7 +46,6 @@ class HttpSide:
 
     async def start(self, address: str, http_port: int, metrics_port: int, tls: ssl.SSLContext | None) -> None:
         """Listens on both ports."""
-        self._session = aiohttp.ClientSession(timeout=FORWARD_TIMEOUT)
         for routes, port in ((self._routes(), http_port), ([web.get("/metrics", self._metrics)], metrics_port)):
             application = web.Application(client_max_size=self._desk.limits.message_bytes, middlewares=[_answering])
             application.add_routes(routes)
@@ -69,8 +67,6 @@ class HttpSide:
         """Lets answers under way go out, and closes the ports."""
         for runner in self._runners:
             await runner.cleanup()
-        if self._session is not None:
-            await self._session.close()
 
     def _routes(self) -> Sequence[web.RouteDef]:
         routes = [
@@ -150,9 +146,13 @@ class HttpSide:
         return web.Response(text=(theirs.text or "") + own if theirs.status == HTTPStatus.OK else own)
 
     async def _fetched(self, url: str, path: str) -> web.Response:
-        assert self._session is not None
+        unix = url.startswith("unix:")
+        connector = aiohttp.UnixConnector(url.removeprefix("unix:")) if unix else aiohttp.TCPConnector()
         try:
-            async with self._session.get(f"http://{url}{path}") as answer:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=FORWARD_TIMEOUT) as session,
+                session.get(f"http://{'localhost' if unix else url}{path}") as answer,
+            ):
                 return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise web.HTTPServiceUnavailable(reason="The server does not answer") from error
