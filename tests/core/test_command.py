@@ -31,6 +31,7 @@ def run(tmp_path):
     return finish
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_shows_the_causes_of_an_error_only_when_asked(run, command):
     brief = run(command, *COMMANDS[command])
@@ -42,6 +43,7 @@ def test_every_command_shows_the_causes_of_an_error_only_when_asked(run, command
     assert CAUSE in whole
 
 
+@pytest.mark.slow
 def test_the_environment_can_ask_for_the_causes_too(run):
     assert CAUSE in run("preference-score", *COMMANDS["preference-score"], PREFERENCE_TRACEBACK="1")
     assert CAUSE not in run("preference-score", *COMMANDS["preference-score"], PREFERENCE_TRACEBACK="0")

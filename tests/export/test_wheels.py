@@ -12,6 +12,7 @@ import pytest
 
 from preference_core.artefacts.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
 PARTS = ("core", "training", "export", "client", "embedded")
