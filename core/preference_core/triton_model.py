@@ -22,7 +22,7 @@ UNCHECKED = "unchecked"
 
 @dataclass(frozen=True)
 class ModelContext:
-    """Where a Python model lies and what its configuration says; `unchecked` members were never compared."""
+    """Where a Python model is and what its configuration says; `unchecked` members were never compared."""
 
     version_folder: Path
     parameters: Mapping[str, str]

@@ -36,7 +36,7 @@ class Run:
             typer.echo(f"{stage:<10} {name:<16} {'written' if changed else 'up to date'}: {folder.as_posix()}{facts}")
 
     def note(self, stage: str, name: str, lines: Sequence[str], **facts: Any) -> None:
-        """Notes a result that is no folder; without `--json` its `lines` are printed at once."""
+        """Notes a result that is not a folder; without `--json` its `lines` are printed at once."""
         self.results.append({"stage": stage, "name": name, **facts})
         if not self.as_json:
             for line in lines:

@@ -35,9 +35,7 @@ def test_weights_outside_the_folder_are_refused_though_the_manifest_agrees(proje
         parity=manifest.parity,
         details=manifest.details,
     )
-    with pytest.raises(
-        ArtefactError, match=rf"Weight `\S+` of .*model\.onnx` lies outside its folder, in `{location}`"
-    ):
+    with pytest.raises(ArtefactError, match=rf"Weight `\S+` of .*model\.onnx` is outside its folder, in `{location}`"):
         project.run("repository")
 
 
@@ -47,7 +45,7 @@ def test_weights_behind_a_link_are_refused(project, member, tmp_path):
     data.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtefactError, match=r"model\.onnx\.data` is a symbolic link"):
         project.run("repository")
-    with pytest.raises(ArtefactError, match=r"lies in `model\.onnx\.data`, which is not a file there"):
+    with pytest.raises(ArtefactError, match=r"is in `model\.onnx\.data`, which is not a file there"):
         check_external_data(member / "model.onnx")
 
 
@@ -68,7 +66,7 @@ def test_weights_outside_the_folder_are_found_in_constants_and_graphs_below(tmp_
     for number, node in enumerate((constant, branch)):
         path = tmp_path / f"{number}.onnx"
         path.write_bytes(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [output])).SerializeToString())
-        with pytest.raises(ArtefactError, match=r"`hidden` of .* lies outside its folder, in `\.\./secret`"):
+        with pytest.raises(ArtefactError, match=r"`hidden` of .* is outside its folder, in `\.\./secret`"):
             check_external_data(path)
 
 

@@ -1,4 +1,4 @@
-"""What lies in a folder: its files, its empty folders, and a seal that shows whether anything was touched since.
+"""What a folder holds: its files, its empty folders, and a seal that shows whether anything was touched since.
 
 Whatever could lead outside, or block whoever reads it, is refused: an artefact holds regular files only. It knows
 nothing of manifests.

@@ -1,6 +1,6 @@
 """The manifest: what an artefact is, what it was made from, and the SHA-256 of every file in it.
 
-A manifest lies beside the files it lists. Whoever is about to load or run them verifies them first, as
+A manifest stands beside the files it lists. Whoever is about to load or run them verifies them first, as
 `python3 -m preference_core.artefacts.manifest FOLDER [KIND]` does. This module only hashes and compares, and does not
 know what the files mean.
 """

@@ -1,6 +1,6 @@
 """Shapes of the published bases, for planning without a network: what their `config.json` says, by hub id.
 
-Data only: it holds what decides sizes, nothing of the weights. A checkpoint that is at hand describes itself.
+Data only: it holds what decides sizes, nothing of the weights. A checkpoint on this machine describes itself.
 """
 
 from collections.abc import Mapping

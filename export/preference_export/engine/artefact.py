@@ -1,6 +1,6 @@
-"""The engine of a member: where it lies, what it was built from, and whether it may be served.
+"""The engine of a member: where it is, what it was built from, and whether it may be served.
 
-`build/NAME/engines/MEMBER` holds `model.plan` with a manifest of its own; TensorRT's timing cache lies beside.
+`build/NAME/engines/MEMBER` holds `model.plan` with a manifest of its own; TensorRT's timing cache is beside it.
 """
 
 from typing import Any

@@ -39,7 +39,7 @@ def profiles_of(max_tokens: int, max_batch_size: int) -> tuple[Profile, ...]:
 
     Triton chooses by the tokens of a batch alone: of the profiles that admit as many, the one whose usual number is
     nearest. So the latency profile is bounded by tokens, and admits as many sequences as a batch may have: sixteen
-    short ones go there, too. The last profile admits every batch. There is only one where batches are small.
+    short ones go there as well. The last profile admits every batch. There is only one where batches are small.
     """
     few = min(LATENCY_SEQUENCES, max_batch_size)
     latency = _profile("latency", max_tokens, 1, max_batch_size, few * max_tokens)

@@ -27,10 +27,10 @@ def check_external_data(model: Path) -> None:
             raise ArtefactError(f"Weight `{tensor.name}` of `{model}` has no place: {error}") from error
         file = model.parent / info.location
         if Path(info.location).name != info.location:
-            raise ArtefactError(f"Weight `{tensor.name}` of `{model}` lies outside its folder, in `{info.location}`")
+            raise ArtefactError(f"Weight `{tensor.name}` of `{model}` is outside its folder, in `{info.location}`")
         if file.is_symlink() or not file.is_file():
             raise ArtefactError(
-                f"Weight `{tensor.name}` of `{model}` lies in `{info.location}`, which is not a file there"
+                f"Weight `{tensor.name}` of `{model}` is in `{info.location}`, which is not a file there"
             )
         end = (info.offset or 0) + (info.length or 0)
         if end > file.stat().st_size:

@@ -120,7 +120,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> Tensor:
         """Every token attends to itself and what precedes it in its sequence: `[tokens, hidden]` in and out.
 
-        The causal mask is all it takes: slots past a sequence's end lie behind every token that is read back.
+        The causal mask is all it takes: slots past a sequence's end come after every token that is read back.
         """
         sequences, longest = p.padded.shape
         share = self.heads // self.groups

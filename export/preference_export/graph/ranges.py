@@ -1,4 +1,4 @@
-"""The measured ranges of a member's activations: where they lie, what they were measured on, and how they are read.
+"""The measured ranges of a member's activations: where they are, what they were measured on, and how they are read.
 
 `original.calibration` measures them.
 """
