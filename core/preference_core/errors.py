@@ -11,7 +11,7 @@ It knows nothing of where errors come from. Commands print `describe(error)` and
     |  +- ArtefactError
     |  +- ParityError
     |  +- ArchitectureError       preference_export.checkpoint.architecture
-    |  +- CheckpointError         preference_export.checkpoint.files
+    |  +- CheckpointError
     |  +- AdapterError            preference_export.checkpoint.adapter
     |  +- HeadError               preference_export.checkpoint.merge
     |  +- CannotCheckError        preference_export.gate.check
@@ -81,6 +81,10 @@ class NonFiniteLogitsError(SystemFailure):
 
 class ArtefactError(UserError):
     """An artefact is missing, was changed, or is not what its manifest says."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, unreadable, or not what it must be."""
 
 
 class ParityError(UserError):

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-
 from preference_core import tensors
 from preference_core.battles.lengths import LENGTHS_FILE, read_buckets
-from preference_core.ensemble.locations import is_hub_id
 from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
+from preference_core.errors import CheckpointError
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
-from preference_export.checkpoint.files import ADAPTER_WEIGHTS, CheckpointError
+from preference_export.checkpoint.files import ADAPTER_WEIGHTS
 from preference_export.checkpoint.published import BASES
 from preference_export.engine.build import Profile, profiles_of
 from preference_export.graph.casts import written_specs
@@ -92,9 +90,9 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
         export_memory_bytes=IDLE_BYTES + BYTES_PER_MERGED_WEIGHT * largest,
         check_memory_bytes=IDLE_BYTES + 4 * total,
         missing=tuple(
-            f"adapter {location}"
-            for location, revision in zip(member.adapters, member.adapter_revisions, strict=True)
-            if revision is None and not (Path(location) / ADAPTER_WEIGHTS).is_file()
+            f"adapter {location.name}"
+            for location in member.adapter_locations
+            if location.revision is None and location.folder_with(ADAPTER_WEIGHTS) is None
         ),
         scores_bytes=SCORE_BYTES * architecture.scores(sequences, member.max_tokens),
         profiles=profiles_of(member.max_tokens, sequences) if member.engine == "tensorrt" else (),
@@ -133,14 +131,9 @@ def text_of_plan(plans: Sequence[MemberPlan]) -> str:
 
 def _base(member: Classifier) -> tuple[Any, str, int]:
     """The base's `transformers` configuration, where it is from, and the bytes of its weights."""
-    folder = Path(member.base)
-    if folder.is_dir():
-        return hugging_face_config(folder), "its config.json", _stored_bytes(folder)
-    if not is_hub_id(member.base):
-        raise CheckpointError(f"`base` of `{member.name}` is `{member.base}`, which is neither a folder nor a hub id")
-    cached = try_to_load_from_cache(member.base, "config.json", revision=member.revision)
-    if isinstance(cached, str):
-        folder = Path(cached).parent
+    on_hub, folder = member.base_location.is_on_hub(), member.base_location.folder_with("config.json")
+    if folder is not None or not on_hub:
+        folder = folder or Path(member.base)
         return hugging_face_config(folder), "its config.json", _stored_bytes(folder)
     known = BASES.get(member.base)
     if known is None:

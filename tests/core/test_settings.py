@@ -168,9 +168,9 @@ def test_an_adapter_or_a_rounding_that_means_nothing_is_refused(load, line, mess
 
 def test_every_adapter_may_have_a_revision_of_its_own(load):
     text = MINIMAL.replace('base = "bases/gemma"', 'base = "bases/gemma"\nadapter = ["a/one", "folds/two"]{}', 1)
-    assert load(text.format("")).members[0].adapter_revisions == (None, None)
-    assert load(text.format('\nadapter_revision = "abc"')).members[0].adapter_revisions == ("abc", "abc")
-    assert load(text.format('\nadapter_revision = ["abc", ""]')).members[0].adapter_revisions == ("abc", None)
+    for line, revisions in (("", [None, None]), ('"abc"', ["abc", "abc"]), ('["abc", ""]', ["abc", None])):
+        member = load(text.format(f"\nadapter_revision = {line}" if line else "")).members[0]
+        assert [location.revision for location in member.adapter_locations] == revisions
     with pytest.raises(ConfigError, match="`adapter_revision` has 1 entries, `adapter` has 2"):
         load(text.format('\nadapter_revision = ["abc"]'))
 

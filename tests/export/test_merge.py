@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from preference_core.errors import CheckpointError
 from preference_export.checkpoint import files as checkpoint
-from preference_export.checkpoint.files import CheckpointError
 from preference_export.checkpoint.merge import HeadError
 from preference_export.checkpoint.write import write_checkpoint
 from preference_export.original.whole import quiet_loading

@@ -39,7 +39,7 @@ def elsewhere(request, tmp_path, monkeypatch):
     """No checkpoint of this machine is found: plans rest on the table of published bases."""
     if "project" not in request.fixturenames:
         monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("preference_export.plan.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
 
 
 def names(path):

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from preference_core.errors import UserError
+from preference_core.errors import CheckpointError, UserError
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
-from preference_export.checkpoint.files import CheckpointError
 from preference_export.checkpoint.quantised_base import QuantisedFiles, dequantised_8bit
 from preference_export.checkpoint.rounding import ROUNDINGS, RoundedFiles, open_base
 from preference_export.checkpoint.write import write_checkpoint

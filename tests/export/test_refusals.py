@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 
 from preference_core.ensemble.settings import LABELS_THREE_WAY as LABELS
 from preference_core.ensemble.settings import Classifier
-from preference_core.errors import ArtefactError, UserError
+from preference_core.errors import ArtefactError, CheckpointError, UserError
 from preference_export.checkpoint.adapter import AdapterError, check_named_base, read_adapter
 from preference_export.checkpoint.architecture import ArchitectureError, architecture_of, hugging_face_config
-from preference_export.checkpoint.files import CheckpointError, TensorFiles, locate
+from preference_export.checkpoint.files import TensorFiles
 from preference_export.checkpoint.merge import HeadError
 from preference_export.graph.write import classifier_without_data, linear_modules
 
@@ -72,25 +72,6 @@ def test_a_shard_outside_its_folder(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"`\.\./elsewhere\.safetensors`, which is not a file in its folder"):
         TensorFiles(tmp_path)
-
-
-def test_a_hub_id_without_a_revision():
-    with pytest.raises(CheckpointError, match="no such folder, and a hub id needs a `revision`") as caught:
-        locate("google/gemma-2-9b-it", None)
-    assert "revision = " in caught.value.hint
-    with pytest.raises(CheckpointError, match="no such folder, and a hub id needs a `adapter_revision`") as caught:
-        locate("checkpoints/gemma-lora", None, "adapter")
-    assert "preference-train fit" in caught.value.hint
-
-
-def test_a_revision_for_a_folder(base):
-    with pytest.raises(CheckpointError, match="has no `adapter_revision`"):
-        locate(str(base), "main", "adapter")
-
-
-def test_a_location_that_is_nowhere():
-    with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
-        locate("checkpoints/llama/missing", None)
 
 
 def test_a_base_without_a_head_and_without_an_adapter(make, base):

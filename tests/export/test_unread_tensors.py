@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from preference_core.errors import CheckpointError
 from preference_export.checkpoint.adapter import AdapterError
-from preference_export.checkpoint.files import CheckpointError
 
 PROJECTION = "model.layers.0.self_attn.q_proj"
 

@@ -13,9 +13,11 @@ from transformers import AutoModelForSequenceClassification
 
 from preference_core.battles.battle import Battle
 from preference_core.ensemble.settings import LABELS_THREE_WAY
-from preference_core.errors import ArtefactError, ConfigError, SystemFailure, UserError
+from preference_core.errors import ArtefactError, CheckpointError, ConfigError, SystemFailure, UserError
 from preference_training.battles.rows import read_labelled
+from preference_training.evaluation.predict import adapter_folder
 from preference_training.fit.adapter import adapter_stage
+from preference_training.fit.base_shape import shape_of
 from preference_training.fit.encoding import collate, encode, tokenizer_of
 from preference_training.fit.model import base_folder, check_machine, classifier, pooled_logits
 from preference_training.fit.quiet_libraries import quiet_transformers
@@ -215,6 +217,15 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_adapter(generated):
 def test_a_base_that_is_no_checkpoint_is_named(config):
     with pytest.raises(UserError, match="`build/small/bases/gemma`"):
         base_folder(config.members[0])
+
+
+@pytest.mark.parametrize("needs_it", [base_folder, shape_of, "adapter_stage", adapter_folder])
+def test_a_hub_id_without_a_revision_is_refused_by_all_that_needs_it(generated, needs_it):
+    member = replace(generated.members[0], base="google/gemma-2-2b")
+    if needs_it is adapter_folder:
+        member = replace(generated.members[0], adapter="someone/lora")
+    with pytest.raises(CheckpointError, match=r"`gemma` is .*: there is no such folder, and a hub id needs a"):
+        adapter_stage(generated, member) if needs_it == "adapter_stage" else needs_it(member)
 
 
 def test_a_member_without_an_adapter_folder_is_refused(generated):

@@ -104,4 +104,5 @@ def test_the_command_counts_a_base_on_the_hub_without_fetching_it(train):
 def test_a_base_that_is_not_there_is_named(workplace, train):
     result = train("parameters", "small.toml")
     assert result.exit_code == 2
-    assert "`build/small/bases/gemma`, the base of `gemma`, is not a checkpoint" in result.stderr
+    assert "`base` of `gemma` is `build/small/bases/gemma`, which is neither a folder nor a hub id" in result.stderr
+    assert "preference-train generate" in result.stderr

@@ -18,7 +18,7 @@ from preference_client.writers import batch_of, output_format, schema_of
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import LABELS_THREE_WAY
-from preference_core.errors import ArtefactError, UserError
+from preference_core.errors import ArtefactError, CheckpointError, UserError
 from preference_training.app import app
 from preference_training.battles.rows import read_battles
 from preference_training.evaluation.predict import predict
@@ -190,9 +190,12 @@ def test_a_base_without_adapter_needs_a_head_of_its_own(small):
 
 def test_an_adapter_that_was_not_trained_yet_is_one_error_with_a_hint(small):
     shutil.rmtree("build/small/adapters/llama")
-    with pytest.raises(ArtefactError, match=r"no adapter_model\.safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"`adapter` of `llama` is .*, which is neither a folder nor") as caught:
         predicted(small)
     assert "preference-train fit" in caught.value.hint
+    Path("build/small/adapters/llama").mkdir()
+    with pytest.raises(ArtefactError, match=r"no adapter_model\.safetensors"):
+        predicted(small)
 
 
 def test_a_mean_of_several_adapters_is_left_to_the_export(small):

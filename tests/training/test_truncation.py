@@ -17,7 +17,14 @@ from preference_training.synthetic.tiny_tokenizer import train_tokenizer
 
 REVISION = "c5ebcd40d208330abc697524c919956e692655cf"
 CONFIG = configuration(
-    classifier_member("gemma", base="google/gemma-2-2b", revision=REVISION, adapter="checkpoints/gemma", max_tokens=48)
+    classifier_member(
+        "gemma",
+        base="google/gemma-2-2b",
+        revision=REVISION,
+        adapter="checkpoints/gemma",
+        special_tokens="template",
+        max_tokens=48,
+    )
 )
 BATTLES = [("short", "yes", "no"), ("why " * 30, "because", "no"), ("what?", "so " * 40, "it is " * 20)]
 

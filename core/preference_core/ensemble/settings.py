@@ -13,6 +13,7 @@ from preference_core.battles.template import Template, template_of
 from preference_core.battles.truncation import Truncation
 from preference_core.ensemble.combination import Combination, Combine
 from preference_core.ensemble.folders import Folders
+from preference_core.ensemble.locations import Location
 from preference_core.errors import CombinationError, ConfigError, UserError, nearest
 from preference_core.structure import at_least
 from preference_core.tensors import RESERVED_MODEL_NAMES
@@ -89,6 +90,11 @@ class Served:
         at_least("instances", self.instances, 1)
         at_least("threads", self.threads, 1)
 
+    @property
+    def base_location(self) -> Location:
+        """Where the base is."""
+        return Location(self.name, "base", self.base, self.revision)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Served):
@@ -132,9 +138,9 @@ class Classifier(Served):
             )
         if self.adapter == ():
             raise ConfigError("`adapter` is an empty list", hint="Leave it out where the base brings its own head.")
-        if len(self.adapter_revisions) != len(self.adapters):
+        if isinstance(self.adapter_revision, tuple) and len(self.adapter_revision) != len(self.adapters):
             raise ConfigError(
-                f"`adapter_revision` has {len(self.adapter_revisions)} entries, `adapter` has {len(self.adapters)}",
+                f"`adapter_revision` has {len(self.adapter_revision)} entries, `adapter` has {len(self.adapters)}",
                 hint='One for each adapter, "" for a folder; or one text for all.',
             )
         self._check_quantisation()
@@ -147,11 +153,12 @@ class Classifier(Served):
         return (self.adapter,) if isinstance(self.adapter, str) else self.adapter
 
     @property
-    def adapter_revisions(self) -> tuple[str | None, ...]:
-        """The revision of each adapter; None for those that are folders."""
-        if isinstance(self.adapter_revision, tuple):
-            return tuple(revision or None for revision in self.adapter_revision)
-        return (self.adapter_revision,) * len(self.adapters)
+    def adapter_locations(self) -> tuple[Location, ...]:
+        """Where each adapter is."""
+        given = self.adapter_revision
+        revisions = given if isinstance(given, tuple) else (given,) * len(self.adapters)
+        pairs = zip(self.adapters, revisions, strict=True)
+        return tuple(Location(self.name, "adapter", adapter, revision or None) for adapter, revision in pairs)
 
     def _check_quantisation(self) -> None:
         if self.quantisation is None:
@@ -173,8 +180,7 @@ class LengthBaseline(Served):
     kind: Literal["length_buckets"] = "length_buckets"  #: what the member is
     #: The number of the bucket is the one token of a battle.
     max_tokens: ClassVar[int] = 1
-    adapters: ClassVar[tuple[str, ...]] = ()
-    adapter_revisions: ClassVar[tuple[str | None, ...]] = ()
+    adapter_locations: ClassVar[tuple[Location, ...]] = ()
     precision: ClassVar[Precision] = "fp32"
     quantisation: ClassVar[None] = None
     engine: ClassVar[Literal["onnxruntime"]] = "onnxruntime"

@@ -1,4 +1,4 @@
-"""Finds checkpoints (a folder, or a hub id at a pinned revision) and reads their tensors one at a time.
+"""Reads the tensors of checkpoints one at a time.
 
 Only safetensors are read: pickle weights can run code. It does not know what the tensors mean.
 """
@@ -10,81 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from preference_core.artefacts.git_lfs import pull_hint
-from preference_core.ensemble.locations import is_hub_id
-from preference_core.errors import SystemFailure, UserError
+from preference_core.errors import CheckpointError
 
 BASE_WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-DOWNLOADED = ("*.json", "*.safetensors")
-
-TRAINED = "`preference-train fit CONFIG` writes the folder. "
 
 #: Most bytes of one tensor that are held at a time while it is copied unchanged.
 BLOCK_BYTES = 64 * 1024 * 1024
-
-
-class CheckpointError(UserError):
-    """A checkpoint is missing, unreadable, or not what it must be."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A local folder; `origin` is what the configuration calls it.
-
-    One that was fetched has the `revision` that was asked for, and the hub's `commit` that this was.
-    """
-
-    folder: Path
-    origin: str
-    revision: str | None = None
-    commit: str | None = None
-
-
-def locate(location: str, revision: str | None, role: str = "base") -> Checkpoint:
-    """The folder of `location`, fetched from the hub if it is a hub id. `role` is `base` or `adapter`, for messages.
-
-    A hub id needs a revision, so that the same configuration always means the same weights. The token for gated
-    repositories is read by `huggingface_hub` from the environment and is never written anywhere.
-    """
-    key = "revision" if role == "base" else f"{role}_revision"
-    if Path(location).is_dir():
-        if revision is not None:
-            raise CheckpointError(f"`{role}` is the folder `{location}`, which has no `{key}`", hint=f"Remove `{key}`.")
-        return Checkpoint(Path(location), location)
-    if not is_hub_id(location):
-        raise CheckpointError(
-            f"`{role}` is `{location}`, which is neither a folder nor a hub id",
-            hint="Give a folder (relative to the working directory), or `organisation/name`.",
-        )
-    if revision is None:
-        raise CheckpointError(
-            f"`{role}` is `{location}`: there is no such folder, and a hub id needs a `{key}`",
-            hint=f"{TRAINED if role == 'adapter' else ''}Pin a hub id: `{key} = ...`, the commit shown on its page.",
-        )
-    folder = _download(location, revision)
-    return Checkpoint(folder, location, revision, folder.name)
-
-
-def _download(hub_id: str, revision: str) -> Path:
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(DOWNLOADED)))
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"`{hub_id}` is gated on the hub", hint="Accept its licence there, then set HF_TOKEN to your token."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"The hub has no `{hub_id}` (or it is private)", hint="Check the name; set HF_TOKEN."
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
-        raise SystemFailure(f"`{hub_id}` at `{revision}` could not be fetched: {reason}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

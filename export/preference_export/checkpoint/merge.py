@@ -12,9 +12,9 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
-from preference_core.errors import UserError
+from preference_core.errors import CheckpointError, UserError
 from preference_export.checkpoint.adapter import HEAD, Adapter, AdapterError, Lora, is_saved
-from preference_export.checkpoint.files import CheckpointError, TensorFiles
+from preference_export.checkpoint.files import TensorFiles
 
 ADAPTER_NAME = "default"
 BASE_PREFIX = "model."

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from preference_export.checkpoint.files import CheckpointError, StoredTensor, TensorFiles
+from preference_core.errors import CheckpointError
+from preference_export.checkpoint.files import StoredTensor, TensorFiles
 
 FOUR_BIT_STATE = ".quant_state.bitsandbytes__"
 FOUR_BIT_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")

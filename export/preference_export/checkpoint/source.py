@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from preference_core.artefacts.manifest import Manifest, sha256s_of
 from preference_core.battles.lengths import LENGTHS_FILE
+from preference_core.ensemble.locations import Checkpoint
 from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
-from preference_export.checkpoint.files import Checkpoint, locate
 
 T = TypeVar("T")
 
@@ -35,9 +35,7 @@ class Source:
 
 def source_of(member: Member) -> Source:
     """Finds (or fetches) base and adapters."""
-    base = locate(member.base, member.revision)
-    pinned = zip(member.adapters, member.adapter_revisions, strict=True)
-    return Source(base, tuple(locate(location, revision, "adapter") for location, revision in pinned))
+    return Source(member.base_location.fetched(), tuple(location.fetched() for location in member.adapter_locations))
 
 
 def roles_of(source: Source) -> dict[str, Checkpoint]:
@@ -60,21 +58,21 @@ def check_made_from(member: Member, exported: Manifest) -> None:
     Folders are compared by content where they are on this machine; hub ids by name and revision, without the network.
     """
     inputs = exported.made_from.get("inputs") or {}
-    named = _named((member.base, member.revision), tuple(zip(member.adapters, member.adapter_revisions, strict=True)))
+    named = _named(member.base_location, member.adapter_locations)
     if inputs.keys() != named.keys():
         raise _other(member, f"{', '.join(sorted(inputs))}; the configuration names {', '.join(sorted(named))}")
-    for role, (location, revision) in named.items():
-        origin = exported.details.get(role)
-        if Path(location).is_dir():
-            if inputs[role] != _hashes(Path(location)):
-                raise _other(member, f"other files than `{location}` ({role}) holds now")
+    for role, location in named.items():
+        origin, revision = exported.details.get(role), location.revision
+        if Path(location.name).is_dir():
+            if inputs[role] != _hashes(Path(location.name)):
+                raise _other(member, f"other files than `{location.name}` ({role}) holds now")
         elif revision is None and origin is None:
             continue  # a folder of the machine that exported
         elif not isinstance(origin, dict):
-            raise _other(member, f"a folder; `{role}` is `{location}` at `{revision}` now")
-        elif origin.get("hub_id") != location or revision not in (origin.get("revision"), origin.get("commit")):
+            raise _other(member, f"a folder; `{role}` is `{location.name}` at `{revision}` now")
+        elif origin.get("hub_id") != location.name or revision not in (origin.get("revision"), origin.get("commit")):
             was = f"`{origin.get('hub_id')}` at `{origin.get('revision')}`"
-            raise _other(member, f"{was}; `{role}` is `{location}` at `{revision}` now")
+            raise _other(member, f"{was}; `{role}` is `{location.name}` at `{revision}` now")
 
 
 def _other(member: Member, what: str) -> ArtefactError:

@@ -12,11 +12,11 @@ from typing import Any
 
 from preference_core.artefacts.manifest import sha256_of
 from preference_core.battles.tokenisation import TOKENIZER_FILE, TokenisationSettings, read_tokenizer
+from preference_core.ensemble.locations import Checkpoint
 from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS
 from preference_core.ensemble.settings import Classifier
 from preference_core.ensemble.special_tokens import Around, check_special_tokens, voices_of
 from preference_core.errors import ArtefactError
-from preference_export.checkpoint.files import Checkpoint
 from preference_export.checkpoint.source import Source
 
 #: Parts of `tokenizer.json` from which the ids of a text follow.

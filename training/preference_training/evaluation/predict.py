@@ -11,20 +11,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 
 from preference_core.battles.battle import Battle
 from preference_core.battles.lengths import LengthBuckets, read_buckets
 from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
-from preference_core.errors import ArtefactError, SystemFailure, UserError
+from preference_core.errors import ArtefactError, UserError
 from preference_core.progress import StepDone
 from preference_training.evaluation.combination import combination_of_members
 from preference_training.evaluation.predictions import Predictions
 from preference_training.fit.encoding import tokenizer_of
-from preference_training.fit.model import BASE_FILES, base_folder, check_machine, classifier, pooled_logits
+from preference_training.fit.model import base_folder, check_machine, classifier, pooled_logits
 from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import recipe_of
 from preference_training.statistics.intervals import Array
@@ -108,27 +106,20 @@ def load_member(member: Classifier, base: Path, adapter: Path | None, labels: in
 
 
 def adapter_folder(member: Classifier) -> Path:
-    """The folder of a member's adapter; a hub id is fetched at its revision (safetensors and JSON only)."""
+    """The folder of a member's adapter; fetched if it is on the hub."""
     if len(member.adapters) > 1:
         raise UserError(
             f"`{member.name}` is the mean of {len(member.adapters)} adapters, which only an export makes",
             hint="Export and serve it, and score with `preference-score`.",
         )
-    (location,), (revision,) = member.adapters, member.adapter_revisions
-    if revision is not None:
-        try:
-            return Path(snapshot_download(location, revision=revision, allow_patterns=list(BASE_FILES)))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise SystemFailure(
-                f"`{location}`, the adapter of `{member.name}`, cannot be fetched: {error}",
-                hint="Check the network and HF_TOKEN; if a folder was meant, `preference-train fit CONFIG` makes it.",
-            ) from error
-    if not (Path(location) / ADAPTER_WEIGHTS).is_file():
+    (location,) = member.adapter_locations
+    folder = location.fetched().folder
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ArtefactError(
-            f"`{location}`, the adapter of `{member.name}`, has no {ADAPTER_WEIGHTS}",
+            f"`{location.name}`, the adapter of `{member.name}`, has no {ADAPTER_WEIGHTS}",
             hint="`preference-train fit CONFIG` trains it.",
         )
-    return Path(location)
+    return folder
 
 
 @torch.inference_mode()

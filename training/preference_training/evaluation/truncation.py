@@ -7,7 +7,6 @@ member's tokenizer is on this machine.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -19,8 +18,7 @@ from preference_core.battles.tokenisation import (
     BattleTokenizer,
     read_tokenizer,
 )
-from preference_core.ensemble.locations import is_hub_id
-from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, settings_of_checkpoint
 from preference_core.ensemble.metrics import log_losses
 from preference_core.ensemble.settings import Classifier, Config
 from preference_core.progress import StepDone
@@ -110,19 +108,7 @@ def _tokenizer_of(config: Config, member: Classifier) -> BattleTokenizer | None:
         expected = template_of(member.template), member.max_tokens, member.truncation
         if (found.settings.template, found.settings.max_tokens, found.settings.truncation) == expected:
             return found
-    base = _base_folder(member)
+    base = member.base_location.folder_with(TOKENIZER_FILE, TOKENIZER_SETTINGS)
     if base is None:
         return None
     return BattleTokenizer(read_tokenizer(base / TOKENIZER_FILE), settings_of_checkpoint(base, member))
-
-
-def _base_folder(member: Classifier) -> Path | None:
-    """The folder with the tokenizer of a member's base; of a hub id, that in the local cache: nothing is fetched."""
-    folder = Path(member.base)
-    if is_hub_id(member.base):
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(member.base, TOKENIZER_FILE, revision=member.revision)
-        folder = Path(cached).parent if isinstance(cached, str) else folder
-    files = (TOKENIZER_FILE, "tokenizer_config.json")
-    return folder if all((folder / name).is_file() for name in files) else None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from preference_core.artefacts.artefact import versions_of
-from preference_core.ensemble.locations import is_hub_id
 from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import ConfigError
 from preference_core.structure import plain
@@ -27,7 +26,8 @@ def adapter_stage(config: Config, member: Classifier) -> Stage:
             f"`adapter` of `{member.name}` {given}, expected a folder to write to",
             hint=f"Set it to `{config.folders.adapter(member.name)}`.",
         )
-    base: Any = [member.base, member.revision] if is_hub_id(member.base) else content_of(Path(member.base))
+    on_hub = member.base_location.is_on_hub()
+    base: Any = [member.base, member.revision] if on_hub else content_of(Path(member.base))
     files = {"train": train_file(config), "validation": config.data.validation}
     made_from = {
         "code": FIT_VERSION,

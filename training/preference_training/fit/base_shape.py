@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from preference_core.ensemble.locations import is_hub_id
 from preference_core.ensemble.published import BASES, Shape
 from preference_core.ensemble.settings import Classifier
-from preference_core.errors import SystemFailure, UserError
+from preference_core.errors import UserError
 
 
 def shape_of(member: Classifier) -> Shape:
@@ -18,20 +17,9 @@ def shape_of(member: Classifier) -> Shape:
 
     A folder describes itself; of a hub id the published shape is known here, else `config.json` alone is fetched.
     """
-    if not is_hub_id(member.base):
-        return _read(Path(member.base) / "config.json", member)
-    if member.base in BASES:
+    if member.base_location.is_on_hub() and member.base in BASES:
         return BASES[member.base]
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return _read(Path(hf_hub_download(member.base, "config.json", revision=member.revision)), member)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise SystemFailure(
-            f"The config.json of `{member.base}`, the base of `{member.name}`, cannot be fetched: {error}",
-            hint="Check the network, and set HF_TOKEN to a token that may read it.",
-        ) from error
+    return _read(member.base_location.fetched(["config.json"]).folder / "config.json", member)
 
 
 def _read(path: Path, member: Classifier) -> dict[str, Any]:
@@ -39,8 +27,7 @@ def _read(path: Path, member: Classifier) -> dict[str, Any]:
         shape = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"`{path.parent}`, the base of `{member.name}`, is not a checkpoint: it has no config.json",
-            hint="`preference-train generate CONFIG` makes tiny bases.",
+            f"`{path.parent}`, the base of `{member.name}`, is not a checkpoint: it has no config.json"
         ) from error
     except ValueError as error:
         raise UserError(f"`{path}` is not JSON: {error}") from error

@@ -8,39 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from preference_core.ensemble.locations import is_hub_id
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import SystemFailure, UserError
 from preference_training.fit.recipe import Recipe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-#: What a base is made of: no pickled weights, no code.
-BASE_FILES = ("*.json", "*.safetensors")
-
 
 def base_folder(member: Classifier) -> Path:
-    """The folder of a member's base; a hub id is fetched at the member's revision (safetensors and JSON only)."""
-    if not is_hub_id(member.base):
-        if not (Path(member.base) / "config.json").is_file():
-            raise UserError(
-                f"`{member.base}`, the base of `{member.name}`, is not a checkpoint: it has no config.json",
-                hint="`preference-train generate CONFIG` makes tiny bases.",
-            )
-        return Path(member.base)
-    try:
-        return Path(snapshot_download(member.base, revision=member.revision, allow_patterns=list(BASE_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise SystemFailure(
-            f"`{member.base}`, the base of `{member.name}`, cannot be fetched: {error}",
-            hint="Check the network, and set HF_TOKEN to a token that may read it.",
-        ) from error
+    """The folder of a member's base, fetched if it is on the hub."""
+    folder = member.base_location.fetched().folder
+    if not (folder / "config.json").is_file():
+        raise UserError(f"`{member.base}`, the base of `{member.name}`, is not a checkpoint: it has no config.json")
+    return folder
 
 
 def check_machine(member: Classifier, recipe: Recipe) -> None:
