@@ -21,7 +21,7 @@ TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 export PREFERENCE_SERVER_PYTHON := $(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo twin test test-fast test-container check check-deploy format export serve up down docs sources wheels bench-export lock clean
+.PHONY: help install demo twin test test-fast test-soak test-container check check-deploy format export serve up down docs sources wheels bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(ROOT)/Makefile
@@ -83,6 +83,12 @@ test: install ## every test that needs no GPU, no Docker engine and no model hub
 test-fast: export OMP_NUM_THREADS ?= 1
 test-fast: install ## the tests that take below two minutes: no training, no server, no whole program
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-soak: export OMP_NUM_THREADS ?= 1
+test-soak: export PREFERENCE_SOAK_BATTLES ?= 100000
+test-soak: export PREFERENCE_SOAK_ROWS ?= 10000000
+test-soak: install ## the long forms: 100,000 battles under kills, the client's memory with 10 million rows (hours)
+	$(BIN)/python -m pytest -s tests/scenarios/test_survival.py tests/client/test_memory.py
 
 test-container: export OMP_NUM_THREADS ?= 1
 test-container: install ## the image and the stack on a Docker engine; as root, it can start one

@@ -55,3 +55,16 @@ def test_a_link_within_the_documents_leads_somewhere(document):
         target = (ROOT / document).parent / name if name else ROOT / document
         assert target.exists(), name
         assert not anchor or anchor in anchors_of(target), anchor
+
+
+def test_every_test_that_the_page_on_reliability_names_is_there():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 40
+    assert sorted(named - tests) == []

@@ -170,7 +170,8 @@ def test_a_configuration_that_does_not_fit_is_refused_by_name(
 
 def test_settings_without_effect_are_named_in_a_warning(load: Load) -> None:
     warnings: list[str] = []
-    parameters = {"intra_op_thread_count": {"string_value": "1"}, "cudnn_conv_algo_search": {"string_value": "0"}}
+    texts = {"intra_op_thread_count": "1", "members": "gemma", "labels": "a,b", "cudnn_conv_algo_search": "0"}
+    parameters = {key: {"string_value": text} for key, text in texts.items()}
     load(DENSE, "doubled", warnings, parameters=parameters, optimization={"graph": {"level": 2}})
     assert warnings == ["parameter `cudnn_conv_algo_search` has no meaning for ONNX Runtime on a CPU"]
 
