@@ -35,9 +35,8 @@ class Run:
             facts = "".join(f", {key.replace('_', ' ')} {_shown(value)}" for key, value in brief.items())
             typer.echo(f"{stage:<10} {name:<16} {'written' if changed else 'up to date'}: {folder.as_posix()}{facts}")
 
-    def note(self, stage: str, name: str, lines: Sequence[str], **facts: Any) -> None:
-        """Notes a result that is not a folder; without `--json` its `lines` are printed at once."""
-        self.results.append({"stage": stage, "name": name, **facts})
+    def say(self, stage: str, name: str, lines: Sequence[str]) -> None:
+        """Prints lines for people; with `--json` nothing."""
         if not self.as_json:
             for line in lines:
                 typer.echo(f"{stage:<10} {name:<16} {escape_control_characters(line)}")

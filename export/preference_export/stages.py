@@ -88,7 +88,8 @@ def compare_with_predictions(run: Run, predictions: Path, battles: Path | None, 
     if found.log_loss_change is not None:
         line += f", log loss change {found.log_loss_change:.2g}"
     verdict = f"differs: {'; '.join(found.broken)}" if found.broken else "agrees with your predictions"
-    run.note("against", name or run.config.name, [line, verdict], **plain(found))
+    run.results.append({"stage": "against", "name": name or run.config.name, **plain(found)})
+    run.say("against", name or run.config.name, [line, verdict])
     return not found.broken
 
 
@@ -137,8 +138,10 @@ def _onnx(run: Run, member: Member, source: Source) -> None:
     with freed_memory_kept(), byte_progress(f"onnx {member.name}") as (started, report):
         changed = members.export_member(run.config, member, source, started, report)
     folder = run.config.folders.exported(member.name)
-    weight_bytes = read_manifest(folder).details[members.WEIGHT_BYTES]
-    run.add("onnx", member.name, changed=changed, folder=folder, weight_bytes=weight_bytes)
+    details = read_manifest(folder).details
+    run.add("onnx", member.name, changed=changed, folder=folder, weight_bytes=details[members.WEIGHT_BYTES])
+    for doubt in details.get(members.DOUBTS, ()):
+        sys.stderr.write(f"warning: {escape_control_characters(doubt)}\n")
 
 
 def _calibrate(run: Run, member: Member, source: Source) -> None:
@@ -165,14 +168,15 @@ def _engine(run: Run, member: Member) -> None:
 
 
 def _check(run: Run, member: Member, source: Source, *, again: bool) -> None:
-    checked = check_member(run.config, member, source, again=again)
-    parity = {key: value for key, value in checked.parity.items() if key != "basis"}
-    run.add("check", member.name, changed=checked.changed, folder=checked.folder, file=checked.file, **parity)
-    example = example_of(
-        run.config.folders.exported(member.name), read_sample(sample_of(run.config), run.config.labels)
-    )
+    sample = read_sample(sample_of(run.config), run.config.labels)
+    example = example_of(run.config.folders.exported(member.name), sample)
     if example is not None:
-        run.note("example", member.name, example.lines(), **plain(example))
+        run.say("example", member.name, example.lines())
+    checked = check_member(run.config, member, source, again=again)
+    facts = {key: value for key, value in checked.parity.items() if key != "basis"}
+    if example is not None:
+        facts["example"] = plain(example)
+    run.add("check", member.name, changed=checked.changed, folder=checked.folder, file=checked.file, **facts)
 
 
 def _repository(run: Run, unchecked: bool, *, check_inputs: bool = False) -> None:

@@ -153,6 +153,15 @@ def test_only_the_chosen_layers_get_lora_and_nothing_else_is_trained(generated):
     assert {name for name in trained if "lora" not in name} == {"base_model.model.score.modules_to_save.default.weight"}
 
 
+def test_a_target_that_names_no_module_of_the_base_is_named(generated, capsys):
+    recipe = {**generated.members[0].training, "target_modules": ["q_proj", "vproj"]}
+    member = replace(generated.members[0], training=recipe)
+    adapter_stage(generated, member).run(lambda folder: fit(folder, generated, member, silent))
+    said = capsys.readouterr().err
+    assert "`gemma`: `target_modules` names `vproj`, and no linear layer of the base is called so" in said
+    assert said.count("warning:") == 1
+
+
 def test_training_reads_what_serving_reads_and_swaps_labels_with_responses(generated):
     member = generated.members[0]
     tokenizer = tokenizer_of(member, Path(member.base))

@@ -24,6 +24,7 @@ from preference_export.artefacts.names import MODEL_FILE
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.adapter import check_named_base, read_adapter
 from preference_export.checkpoint.architecture import Architecture, architecture_of, hugging_face_config
+from preference_export.checkpoint.doubts import doubts_of
 from preference_export.checkpoint.head_labels import check_head
 from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
@@ -44,8 +45,9 @@ from preference_export.graph.write import (
 )
 
 KIND = "member"
-#: Key of a manifest's details.
+#: Keys of a manifest's details.
 WEIGHT_BYTES = "weight_bytes"
+DOUBTS = "doubts"
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,9 @@ def export_member(
         )
         draft.details |= {"architecture": opened.architecture.model_type, WEIGHT_BYTES: opened.bytes}
         draft.details |= origins_of(source)
+        modules = [name.removesuffix(".weight") for name in opened.weights.shapes if name.endswith("_proj.weight")]
+        doubts = [doubt for adapter in opened.weights.adapters for doubt in doubts_of(adapter, modules)]
+        draft.details[DOUBTS] = doubts
     return True
 
 

@@ -97,6 +97,12 @@ def classifier(folder: Path, member: Classifier, recipe: Recipe, labels: int, id
     return model
 
 
+def linear_modules(model: PeftModel) -> list[str]:
+    """Names of the base's linear layers, adapted or not."""
+    names = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return [name.removesuffix(".base_layer") for name in names if ".lora_" not in name]
+
+
 def remove_identity_head(model: PeftModel) -> None:
     """Removes the identity head, so that neither the adapter nor its settings mention it."""
     base: Any = model.get_base_model()

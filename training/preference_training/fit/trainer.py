@@ -5,7 +5,8 @@ The recipe says how, `model` what is trained, `encoding` on what.
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from preference_core.battles.tokenisation import BattleTokenizer
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.metrics import accuracy, log_loss
 from preference_core.ensemble.settings import Classifier, Config
+from preference_core.ensemble.targets import unmatched_targets
 from preference_core.errors import ConfigError, SystemFailure
 from preference_training.battles.identities import read_identities
 from preference_training.battles.rows import read_labelled
@@ -32,6 +34,7 @@ from preference_training.fit.model import (
     check_machine,
     classifier,
     identity_logits,
+    linear_modules,
     pooled_states,
     preference_logits,
     remove_identity_head,
@@ -63,6 +66,7 @@ def fit(
     torch.manual_seed(recipe.seed)
     with quiet_transformers():
         model = classifier(base, member, recipe, len(config.labels), identities)
+    _warn(member, unmatched_targets(recipe.target_modules, linear_modules(model)))
     checkpoints = folder / "checkpoints"
     trainer = MemberTrainer(
         model=model,
@@ -88,11 +92,19 @@ def fit(
             f"The training of `{member.name}` diverged: {measured}", hint="Lower `learning_rate`, or train in bf16."
         )
     remove_identity_head(model)
+    zero = [name for name, parameter in model.named_parameters() if "lora_B" in name and not parameter.any()]
+    if zero:
+        _warn(member, [f"training left `lora_B` of {len(zero)} modules at zero, the first is `{zero[0]}`"])
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is an empty form
     shutil.rmtree(checkpoints, ignore_errors=True)
     trainable, total = model.get_nb_trainable_parameters()
     return {"trainable_parameters": trainable, "parameters": total, **measured}
+
+
+def _warn(member: Classifier, doubts: Sequence[str]) -> None:
+    for doubt in doubts:
+        sys.stderr.write(f"warning: `{member.name}`: {doubt}\n")
 
 
 def _battles(
