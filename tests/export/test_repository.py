@@ -60,7 +60,7 @@ def test_what_the_python_models_load_is_what_the_configuration_says(project):
 
 
 def test_both_ensembles_tell_what_they_are_made_of(project, finished_project):
-    repository = finished_project.config.repository
+    repository = finished_project.config.folders.repository
     for name in (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC):
         parameters = message_of((repository / name / "config.pbtxt").read_text()).parameters
         assert parameters["content"].string_value == read_manifest(repository).made_from["content"]
