@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from preference_client.rows import Failure, Prediction
 from preference_core.errors import UserError, escape_control_characters
+from preference_core.files.predictions import dropped_column, probability_columns
+from preference_core.files.rows import ID_COLUMN
 
 ERROR_COLUMNS = ("row", "id", "error")
 ROW_GROUP_ROWS = 16384
@@ -56,11 +58,10 @@ def errors_path(output: Path) -> Path:
 
 def schema_of(labels: Sequence[str], members: Sequence[str], submission: bool = False) -> Any:
     """Arrow schema of predictions: `id`, one column per label, and, except in a submission, the members' columns."""
-    fields = [pa.field("id", pa.string()), *(pa.field(label, pa.float32()) for label in labels)]
-    if not submission:
-        fields += [pa.field(f"{member}_{label}", pa.float32()) for member in members for label in labels]
-        fields += [pa.field(f"{member}_dropped_tokens", pa.int32()) for member in members]
-    return pa.schema(fields)
+    shown = () if submission else members
+    floats = [pa.field(column, pa.float32()) for column in probability_columns(labels, shown)]
+    counts = [pa.field(dropped_column(member), pa.int32()) for member in shown]
+    return pa.schema([pa.field(ID_COLUMN, pa.string()), *floats, *counts])
 
 
 def batch_of(predictions: Sequence[Prediction], schema: Any) -> Any:

@@ -266,7 +266,12 @@ class BattleTokenizer:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`; `ArtefactError` when it cannot be read."""
+    """The tokenizer of a `tokenizer.json`; `ArtefactError` when it is missing or cannot be read."""
+    if not path.is_file():
+        raise ArtefactError(
+            f"`{path.parent}` has no {path.name}",
+            hint="Save it with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
+        )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain exceptions
@@ -277,11 +282,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def write_tokenisation(folder: Path, checkpoint: Path, settings: TokenisationSettings) -> None:
     """Copies the checkpoint's `tokenizer.json` into `folder` and writes `tokenisation.json` beside it."""
     source = checkpoint / TOKENIZER_FILE
-    if not source.is_file():
-        raise ArtefactError(
-            f"`{checkpoint}` has no {TOKENIZER_FILE}",
-            hint="Save it with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
-        )
     BattleTokenizer(read_tokenizer(source), settings)
     shutil.copyfile(source, folder / TOKENIZER_FILE)
     text = json.dumps(plain(settings), indent=1, sort_keys=True, ensure_ascii=True)

@@ -7,11 +7,16 @@ from typing import Any
 
 from preference_core.artefacts.git_lfs import pull_hint
 from preference_core.battles.template import template_of
-from preference_core.battles.tokenisation import TokenisationSettings
+from preference_core.battles.tokenisation import TOKENIZER_FILE, BattleTokenizer, TokenisationSettings, read_tokenizer
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ArtefactError
 
 TOKENIZER_SETTINGS = "tokenizer_config.json"
+
+
+def tokenizer_of_checkpoint(checkpoint: Path, member: Classifier) -> BattleTokenizer:
+    """The tokenizer that serving will use for `member`, whose checkpoint's tokenizer is in the folder `checkpoint`."""
+    return BattleTokenizer(read_tokenizer(checkpoint / TOKENIZER_FILE), settings_of_checkpoint(checkpoint, member))
 
 
 def settings_of_checkpoint(checkpoint: Path, member: Classifier) -> TokenisationSettings:

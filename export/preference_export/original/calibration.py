@@ -6,7 +6,6 @@ scales (INT8 at any SmoothQuant alpha, FP8) follow from it and the weights, so o
 
 import contextlib
 import io
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError
@@ -21,8 +20,7 @@ from safetensors.torch import save_file
 
 from preference_core.artefacts.artefact import Artefact, versions_of
 from preference_core.artefacts.manifest import sha256_of
-from preference_core.battles.tokenisation import BattleTokenizer, write_tokenisation
-from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.ensemble.member_tokenizer import tokenizer_of_checkpoint
 from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import ConfigError, UserError
 from preference_export.artefacts.versions import versions
@@ -88,10 +86,7 @@ def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int
 
 def tokenised(member: Classifier, source: Source, sample: Sample) -> list[npt.NDArray[np.int32]]:
     """Token ids of the sample's battles, each with its responses in both orders."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = tokenizer_of(source).folder
-        write_tokenisation(Path(folder), checkpoint, settings_of_checkpoint(checkpoint, member))
-        tokenizer = BattleTokenizer.from_folder(Path(folder))
+    tokenizer = tokenizer_of_checkpoint(tokenizer_of(source).folder, member)
     battles = [*sample.battles, *(battle.swapped() for battle in sample.battles)]
     return [battle.ids for battle in tokenizer.encode_batch(battles)]
 

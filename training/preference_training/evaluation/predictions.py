@@ -18,7 +18,8 @@ from preference_core.artefacts.replacement import replaced_file
 from preference_core.ensemble.metrics import joined_by_id
 from preference_core.ensemble.settings import Config
 from preference_core.errors import UserError, nearest
-from preference_core.files.rows import values_by_id
+from preference_core.files.predictions import dropped_column, member_columns, probability_columns
+from preference_core.files.rows import ID_COLUMN, values_by_id
 from preference_training.statistics.intervals import Array
 
 #: Name of the combined predictions among those of the members.
@@ -98,26 +99,14 @@ def read_member_predictions(paths: Sequence[Path], config: Config) -> dict[Path,
 
 def write_predictions(path: Path, predictions: Predictions, labels: Sequence[str]) -> None:
     """Writes the CSV file that `preference-score` would: FP32 as the shortest text that gives the same number again."""
-    header = ["id", *labels]
+    header = [ID_COLUMN, *probability_columns(labels, predictions.members), *map(dropped_column, predictions.dropped)]
     floats = [predictions.ensemble, *predictions.members.values()]
-    header += [column for name in predictions.members for column in member_columns(name, labels)]
-    header += [dropped_column(name) for name in predictions.dropped]
     columns = [column for values in floats for column in np.asarray(values, dtype=np.float32).T]
     columns += [values.astype(np.int32) for values in predictions.dropped.values()]
     with replaced_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(zip(predictions.ids, *(_texts(column) for column in columns), strict=True))
-
-
-def member_columns(member: str, labels: Sequence[str]) -> list[str]:
-    """Columns of one member's probabilities."""
-    return [f"{member}_{label}" for label in labels]
-
-
-def dropped_column(member: str) -> str:
-    """Column of the number of tokens that truncation cut for one member."""
-    return f"{member}_dropped_tokens"
 
 
 def _texts(column: npt.NDArray[Any]) -> list[str]:

@@ -16,9 +16,8 @@ from preference_core.battles.tokenisation import (
     SETTINGS_FILE,
     TOKENIZER_FILE,
     BattleTokenizer,
-    read_tokenizer,
 )
-from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, settings_of_checkpoint
+from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, tokenizer_of_checkpoint
 from preference_core.ensemble.metrics import log_losses
 from preference_core.ensemble.settings import Classifier, Config
 from preference_core.progress import StepDone
@@ -109,6 +108,4 @@ def _tokenizer_of(config: Config, member: Classifier) -> BattleTokenizer | None:
         if (found.settings.template, found.settings.max_tokens, found.settings.truncation) == expected:
             return found
     base = member.base_location.folder_with(TOKENIZER_FILE, TOKENIZER_SETTINGS)
-    if base is None:
-        return None
-    return BattleTokenizer(read_tokenizer(base / TOKENIZER_FILE), settings_of_checkpoint(base, member))
+    return None if base is None else tokenizer_of_checkpoint(base, member)

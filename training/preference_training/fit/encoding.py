@@ -5,17 +5,12 @@ Tokenisation itself is `preference_core`'s; this module knows nothing of models.
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from preference_core.battles.battle import swapped_label_order
-from preference_core.battles.tokenisation import (
-    BattleTokenizer,
-    TokenisedBattle,
-    write_tokenisation,
-)
-from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.battles.tokenisation import BattleTokenizer, TokenisedBattle
+from preference_core.ensemble.member_tokenizer import tokenizer_of_checkpoint
 from preference_core.ensemble.settings import Classifier
 from preference_core.ensemble.special_tokens import check_special_tokens, voices_of
 from preference_training.battles.identities import Identities
@@ -24,12 +19,10 @@ from preference_training.fit.battle_order import Example
 
 
 def tokenizer_of(member: Classifier, checkpoint: Path) -> BattleTokenizer:
-    """The tokenizer that serving will use for `member`."""
-    settings = settings_of_checkpoint(checkpoint, member)
-    check_special_tokens(member, str(checkpoint), settings, voices_of(checkpoint, settings))
-    with TemporaryDirectory() as folder:
-        write_tokenisation(Path(folder), checkpoint, settings)
-        return BattleTokenizer.from_folder(Path(folder))
+    """The tokenizer that serving will use for `member`. The checkpoint must put the same special tokens round text."""
+    tokenizer = tokenizer_of_checkpoint(checkpoint, member)
+    check_special_tokens(member, str(checkpoint), tokenizer.settings, voices_of(checkpoint, tokenizer.settings))
+    return tokenizer
 
 
 def encode(tokenizer: BattleTokenizer, data: LabelledBattles, labels: Sequence[str], swaps: bool) -> list[Example]:
