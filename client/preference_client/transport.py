@@ -69,7 +69,11 @@ _ERRORS: Mapping[grpc.StatusCode, type[PreferenceError]] = {
 }
 
 #: What a server that is starting or stopping, and a broken connection, say under codes that mean something else.
-_AWAY = {grpc.StatusCode.NOT_FOUND: "has no available versions", grpc.StatusCode.INTERNAL: "RST_STREAM"}
+_AWAY = {
+    grpc.StatusCode.NOT_FOUND: ("has no available versions",),
+    # The process of a model has died: what supervises the server restarts it, or somebody does.
+    grpc.StatusCode.INTERNAL: ("RST_STREAM", "Stub process"),
+}
 
 #: What a failed connection says, and what to do about it.
 _HINTS = (
@@ -327,7 +331,7 @@ def _no_ensemble(error: Any, url: str, model: str) -> PreferenceError:
 
 def _error_of(error: Any) -> PreferenceError:
     details = error.details() or ""
-    away = error.code() in _AWAY and _AWAY[error.code()] in details
+    away = any(text in details for text in _AWAY.get(error.code(), ()))
     kind = UnavailableError if away else _ERRORS.get(error.code(), ScoringError)
     return kind(f"{error.code().name}: {details}")
 

@@ -84,6 +84,7 @@ def test_what_the_server_refuses_is_not_sent_again(triton: Any) -> None:
         (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'preference_ensemble' has no available versions"),
         (grpc.StatusCode.CANCELLED, "stopping"),
         (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
+        (grpc.StatusCode.INTERNAL, "in ensemble 'x', Stub process 'llama_0_0' is not healthy."),
     ],
 )
 def test_a_server_between_stop_and_start_is_asked_again(triton: Any, many: Any, code: Any, details: str) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from battle_files import write_battles
 
+from preference_embedded.processes import stubs_of
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +50,14 @@ def triton_of(serve):
             if Path(f"/proc/{pid}/comm").read_text().strip() == "tritonserver":
                 return pid
     return None
+
+
+def victim_of(kind, serve, client):
+    """The process to kill: the (c)lient, the (s)erver, or that of a (m)odel; None while there is none."""
+    server = triton_of(serve)
+    if server is None or kind == "c":
+        return server and client.pid
+    return server if kind == "s" else next((p for p, name in stubs_of(server).items() if "llama" in name), None)
 
 
 def rows_kept(output):
@@ -88,12 +98,12 @@ def test_a_killed_launcher_leaves_nothing_within_seconds_whatever_is_under_way(d
     assert "Resumable" in (tmp_path / "symmetric.stderr").read_text()
 
 
-def test_killed_servers_and_clients_leave_no_trace_in_the_output(demo, tmp_path):
+@pytest.mark.parametrize("kills", ["scscs", "mcm"])
+def test_killed_servers_models_and_clients_leave_no_trace_in_the_output(demo, tmp_path, kills):
     source, undisturbed, disturbed = (tmp_path / name for name in ("battles.csv", "undisturbed.csv", "disturbed.csv"))
     rows = itertools.islice(itertools.cycle(demo.rows("data/test.csv")), BATTLES)
     prompts = ((n, json.dumps([f"{n}.", *json.loads(row["prompt"])[1:]]), row) for n, row in enumerate(rows))
     write_battles(source, ((n, prompt, row["response_a"], row["response_b"]) for n, prompt, row in prompts))
-    kills = [(share, kind) for share, kind in zip((0.1, 0.3, 0.5, 0.7, 0.85), "scscs", strict=True)]
     with serving(tmp_path / "server.log") as (serve, url):
         began = time.monotonic()
         client = score(source, undisturbed, url)
@@ -102,11 +112,12 @@ def test_killed_servers_and_clients_leave_no_trace_in_the_output(demo, tmp_path)
 
         began = time.monotonic()
         client = score(source, disturbed, url)
-        for share, kind in kills:
-            while rows_kept(disturbed) < share * BATTLES or triton_of(serve) is None:
+        for number, kind in enumerate(kills):
+            least = BATTLES * (0.1 + 0.8 * number / len(kills))
+            while rows_kept(disturbed) < least or (victim := victim_of(kind, serve, client)) is None:
                 assert client.poll() is None, "it was finished before it was killed often enough"
                 time.sleep(0.05)
-            os.kill(triton_of(serve) if kind == "s" else client.pid, signal.SIGKILL)
+            os.kill(victim, signal.SIGKILL)
             if kind == "c":
                 client.wait()
                 client = score(source, disturbed, url)
@@ -117,4 +128,6 @@ def test_killed_servers_and_clients_leave_no_trace_in_the_output(demo, tmp_path)
     assert "going on after" in stderr
     assert disturbed.read_bytes() == undisturbed.read_bytes()
     assert len(disturbed.read_bytes().splitlines()) == BATTLES + 1
-    sys.stderr.write(f"{BATTLES:,} battles: undisturbed {undisturbed_s:.0f} s, with five kills {disturbed_s:.0f} s\n")
+    sys.stderr.write(
+        f"{BATTLES:,} battles: undisturbed {undisturbed_s:.0f} s, with {len(kills)} kills {disturbed_s:.0f} s\n"
+    )

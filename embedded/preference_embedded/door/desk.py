@@ -13,6 +13,9 @@ from preference_embedded.door.admission import Admission
 from preference_embedded.door.contract import Limits, Reason, Refused, checked, ensemble_named, parsed
 from preference_embedded.door.upstream import Upstream
 
+#: In what the server says, as INTERNAL, once the process of a model has died. It is restarted then.
+DEAD_PROCESS = "Stub process"
+
 
 class UpstreamError(Exception):
     """The server answered with an error. `code` is gRPC's."""
@@ -93,8 +96,9 @@ class Desk:
                 and self.upstream is not upstream
             ):
                 raise UpstreamError(grpc.StatusCode.UNAVAILABLE, f"Not now: {self.closed}") from error
-            code = grpc.StatusCode.UNAVAILABLE if error.code() is grpc.StatusCode.CANCELLED else error.code()
-            raise UpstreamError(code, error.details() or "The server gave no reason") from error
+            details = error.details() or "The server gave no reason"
+            passing = error.code() is grpc.StatusCode.CANCELLED or DEAD_PROCESS in details
+            raise UpstreamError(grpc.StatusCode.UNAVAILABLE if passing else error.code(), details) from error
         finally:
             self.admission.leave(latency)
 
