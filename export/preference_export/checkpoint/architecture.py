@@ -1,10 +1,11 @@
 """What a decoder looks like, as values read from a checkpoint's `config.json`.
 
-Gemma-2, Llama (3, 3.1, 3.2) and Qwen2 are three values of one dataclass. A feature that `packed` does not compute is
-refused by name, here. It knows nothing of weights.
+Gemma-2, Llama (3, 3.1, 3.2) and Qwen2 are three values of `Family`, which `optimum` reads by common names. A feature
+that `packed` does not compute is refused by name, here. It knows nothing of weights.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,34 @@ from preference_core.errors import UserError
 
 Activation = Literal["silu", "gelu_tanh"]
 
-SUPPORTED = {"gemma2": "Gemma-2", "llama": "Llama-3", "qwen2": "Qwen2"}
+
+@dataclass(frozen=True)
+class Family:
+    """What the configuration of a `model_type` calls what others call otherwise (`names`), and what it does not say."""
+
+    title: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    embedding_scaled: bool = False
+    query_key_value_bias: bool = False
+
+
+FAMILIES = {
+    "gemma2": Family(
+        "Gemma-2",
+        {
+            "hidden_act": "hidden_activation",
+            "attention_scalar": "query_pre_attn_scalar",
+            "attention_soft_cap": "attn_logit_softcapping",
+        },
+        norm_offset=1.0,
+        post_norms=True,
+        embedding_scaled=True,
+    ),
+    "llama": Family("Llama-3"),
+    "qwen2": Family("Qwen2", query_key_value_bias=True),
+}
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 #: Counts that a configuration must have.
 SIZES = (
@@ -114,42 +142,45 @@ def hugging_face_config(folder: Path) -> Any:
 def architecture_of(config: Any) -> Architecture:
     """Reads a `transformers` configuration, whether written by transformers 4 or 5. Raises `ArchitectureError`."""
     _refuse_unsupported(config)
-    gemma, qwen = config.model_type == "gemma2", config.model_type == "qwen2"
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention_bias = bool(getattr(config, "attention_bias", False))
+    family, named = FAMILIES[config.model_type], _named(config)
+    head_dim = getattr(named, "head_dim", named.hidden_size // named.num_attention_heads)
+    attention_bias = not family.query_key_value_bias and getattr(named, "attention_bias", False)
     return Architecture(
         model_type=config.model_type,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        key_value_heads=config.num_key_value_heads,
+        hidden_size=named.hidden_size,
+        intermediate_size=named.intermediate_size,
+        layers=named.num_layers,
+        heads=named.num_attention_heads,
+        key_value_heads=named.num_key_value_heads,
         head_dim=head_dim,
-        vocabulary=config.vocab_size,
-        activation=ACTIVATIONS[_activation(config)],
-        norm_epsilon=config.rms_norm_eps,
-        norm_offset=1.0 if gemma else 0.0,
-        post_norms=gemma,
-        attention_scale=float(config.query_pre_attn_scalar if gemma else head_dim) ** -0.5,
-        attention_soft_cap=config.attn_logit_softcapping if gemma else None,
-        query_key_value_bias=qwen or attention_bias,
-        attention_output_bias=attention_bias and not qwen,
-        mlp_bias=bool(getattr(config, "mlp_bias", False)),
-        embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
+        vocabulary=named.vocab_size,
+        activation=ACTIVATIONS[named.hidden_act],
+        norm_epsilon=named.rms_norm_eps,
+        norm_offset=family.norm_offset,
+        post_norms=family.post_norms,
+        attention_scale=float(named.attention_scalar if "attention_scalar" in family.names else head_dim) ** -0.5,
+        attention_soft_cap=getattr(named, "attention_soft_cap", None),
+        query_key_value_bias=family.query_key_value_bias or attention_bias,
+        attention_output_bias=attention_bias,
+        mlp_bias=getattr(named, "mlp_bias", False),
+        embedding_scale=named.hidden_size**0.5 if family.embedding_scaled else 1.0,
         inverse_frequencies=_inverse_frequencies(config, head_dim),
         sliding_window=_sliding_window(config),
     )
 
 
-def _activation(config: Any) -> str:
-    return str(config.hidden_activation if config.model_type == "gemma2" else config.hidden_act)
+def _named(config: Any) -> Any:
+    """`config` read by common names; a value that is absent or null is an `AttributeError`."""
+    from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
+
+    return NormalizedTextConfigWithGQA(config, allow_new=True, **FAMILIES[config.model_type].names)
 
 
 def _refuse_unsupported(config: Any) -> None:
-    if config.model_type not in SUPPORTED:
+    if config.model_type not in FAMILIES:
         raise ArchitectureError(
             f"Architecture `{config.model_type}` is not supported",
-            hint=f"Supported: {', '.join(f'`{kind}` ({name})' for kind, name in SUPPORTED.items())}.",
+            hint=f"Supported: {', '.join(f'`{kind}` ({family.title})' for kind, family in FAMILIES.items())}.",
         )
     if getattr(config, "auto_map", None):
         raise ArchitectureError(
@@ -178,9 +209,10 @@ def _refuse_unsupported(config: Any) -> None:
         raise ArchitectureError(f"`partial_rotary_factor` is {rope['partial_rotary_factor']}; only 1 is supported")
     if getattr(config, "use_bidirectional_attention", None):
         raise ArchitectureError("`use_bidirectional_attention` is not supported")
-    if _activation(config) not in ACTIVATIONS:
+    activation = getattr(_named(config), "hidden_act", None)
+    if activation not in ACTIVATIONS:
         raise ArchitectureError(
-            f"Activation `{_activation(config)}` is not supported", hint=f"Supported: {', '.join(ACTIVATIONS)}."
+            f"Activation `{activation}` is not supported", hint=f"Supported: {', '.join(ACTIVATIONS)}."
         )
 
 
