@@ -88,7 +88,7 @@ test-soak: export OMP_NUM_THREADS ?= 1
 test-soak: export PREFERENCE_SOAK_BATTLES ?= 100000
 test-soak: export PREFERENCE_SOAK_ROWS ?= 10000000
 test-soak: install ## the long forms: 100,000 battles under kills, the client's memory with 10 million rows (hours)
-	$(BIN)/python -m pytest -s tests/scenarios/test_survival.py tests/client/test_memory.py
+	$(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/scenarios/test_survival.py tests/client/test_memory.py
 
 test-container: export OMP_NUM_THREADS ?= 1
 test-container: install ## the image and the stack on a Docker engine; as root, it can start one

@@ -26,6 +26,7 @@ from preference_core.errors import PreferenceError, SystemFailure, UserError
 
 SAVE_INTERVAL_S = 2.0
 BATCH_ROWS = 1024
+FORMAT = 1
 START_AGAIN = "`--no-resume` starts again from the first row."
 
 
@@ -78,7 +79,7 @@ class Journal:
         with self._writing():
             self._journal = self._locked()
             try:
-                self._open(dict(run), resume)
+                self._open({"the journal's format": FORMAT, **run}, resume)
             except BaseException:
                 self._journal.close()
                 raise

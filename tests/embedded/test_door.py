@@ -1,11 +1,13 @@
 """The front door without a server behind it: how many it lets in, and whom."""
 
+import asyncio
 import http.client
 import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
@@ -14,10 +16,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from preference_core.errors import UserError
 from preference_embedded import ports
 from preference_embedded.door.admission import DEEPEST_CUT, FIRST_LIMIT, Admission
-from preference_embedded.door.contract import Limits
+from preference_embedded.door.contract import Ensemble, Limits
+from preference_embedded.door.desk import Desk, UpstreamError
 from preference_embedded.door.front import Door, DoorOptions
 from preference_embedded.door.tls import ServerTls
-from preference_embedded.door.upstream import ProbeSize
+from preference_embedded.door.upstream import ProbeSize, Upstream
 
 GOAL_S = 2.0
 MINIMUM = 16
@@ -81,6 +84,30 @@ def test_late_answers_shrink_the_limit_once_per_latency_and_never_below_the_mini
     assert admission.limit == pytest.approx(grown * DEEPEST_CUT, abs=1)
     rounds(admission, clock, 10 * GOAL_S, 20)
     assert admission.limit == MINIMUM
+
+
+class _Dying:
+    """A server of which the process of a model has died."""
+
+    def __init__(self) -> None:
+        self.ensembles = {"e": Ensemble("e", frozenset("1"), 1, 2)}
+
+    async def infer(self, ensemble: str, request: bytes) -> bytes:
+        nothing = grpc.aio.Metadata()
+        details = "in ensemble 'e', Stub process 'llama_0_0' is not healthy."
+        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, details)
+
+
+def test_a_battle_whose_models_process_has_died_may_be_sent_again() -> None:
+    request = service_pb2.ModelInferRequest(model_name="e")
+    for name in ("prompt", "response_a", "response_b"):
+        request.inputs.add(name=name, datatype="BYTES", shape=[1, 1])
+        request.raw_input_contents.append(bytes(4))
+    desk = Desk(Limits(2**20, 10), Admission(GOAL_S, MINIMUM))
+    desk.upstream, desk.closed = cast(Upstream, _Dying()), None
+    with pytest.raises(UpstreamError, match="not healthy") as caught:
+        asyncio.run(desk.infer(request))
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 
 
 def _openssl(folder: Path, *arguments: str) -> None:
