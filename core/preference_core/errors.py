@@ -128,6 +128,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence naming what `name` was probably meant to be, else what is known."""
     known = sorted(known)
     close = get_close_matches(name, known, n=1)
+    if not close:  # `lr` for `learning_rate`, `r` for `rank`
+        short = [key for key in known if name == "".join(word[:1] for word in key.split("_"))]
+        close = short if len(short) == 1 else []
     if close:
         return f"Did you mean `{close[0]}`?"
     return f"Known: {', '.join(f'`{k}`' for k in known)}." if known else "Nothing is allowed here."

@@ -4,7 +4,7 @@ import pytest
 
 from preference_core.ensemble.loading import load_config, read_config_file
 from preference_core.ensemble.settings import Classifier, Config, LengthBaseline
-from preference_core.errors import ConfigError
+from preference_core.errors import ConfigError, nearest
 from preference_core.structure import plain, structure
 
 MINIMAL = """
@@ -223,3 +223,12 @@ def test_an_included_file_that_is_missing_is_named_with_what_writes_it(load):
     with pytest.raises(ConfigError, match=r"which `combine\.include` names") as caught:
         load(f'{MINIMAL}[combine]\ninclude = "weights.toml"\n')
     assert "preference-train weights" in str(caught.value.hint)
+
+
+def test_a_byte_order_mark_before_the_configuration_is_no_part_of_it(load):
+    assert load("\ufeff" + MINIMAL).name == "tiny"
+
+
+@pytest.mark.parametrize(("short", "meant"), [("lr", "learning_rate"), ("r", "rank"), ("mt", "max_tokens")])
+def test_an_abbreviation_finds_the_key_that_it_stands_for(short, meant):
+    assert nearest(short, ["learning_rate", "rank", "max_tokens", "epochs"]) == f"Did you mean `{meant}`?"

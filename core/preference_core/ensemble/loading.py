@@ -75,7 +75,7 @@ def _included(path: Path, may_be_missing: bool) -> dict[str, Any]:
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no file `{path}`") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

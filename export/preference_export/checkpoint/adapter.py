@@ -21,6 +21,7 @@ from preference_core.structure import structure
 from preference_export.checkpoint.files import ADAPTER_WEIGHTS, TensorFiles, read_json
 
 HEAD = "score.weight"
+EMBEDDING = "model.embed_tokens.weight"
 CONFIG = "adapter_config.json"
 #: What PEFT adds to `modules_to_save` for a classifier.
 HEAD_MODULES = ("classifier", "score")
@@ -30,6 +31,14 @@ LORA_SUFFIXES = {
     ".lora_B.weight": "b",
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
+}
+#: Parts of names that a wrapper adds, and whose they are. PEFT leaves tensors of such names out without a word.
+WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "module": "DistributedDataParallel or DeepSpeed",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+    "default": "a PEFT model's own state_dict",
 }
 #: Keys of adapter_config.json that decide the merged weights and are honoured.
 HONOURED = frozenset(
@@ -117,6 +126,7 @@ def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
     table = read_json(folder / CONFIG)
     config = _config(folder, table)
     files = TensorFiles(folder, ADAPTER_WEIGHTS)
+    _check_names(files)
     # PEFT saves the head of a classifier whether the configuration names it or not; early versions never name it.
     heads = HEAD_MODULES if config.task_type == "SEQ_CLS" else ()
     parts, saved = _sorted_tensors(files, {*(config.modules_to_save or ()), *heads})
@@ -143,6 +153,16 @@ def check_named_base(adapter: Adapter, member: Classifier) -> None:
         f"Adapter `{adapter.files.folder}` was trained on `{named}`; the base of `{member.name}` is `{member.base}`",
         hint=f'If the weights are the same, say so: `adapter_base = "{named}"`.',
     )
+
+
+def check_no_adapter(base: Path) -> None:
+    """Refuses a base that is, or still holds, an adapter: Transformers would load that, and the base that it names."""
+    if (base / CONFIG).is_file():
+        raise AdapterError(
+            f"The base `{base}` holds an `{CONFIG}`: Transformers takes it for an adapter",
+            hint=f"If the adapter was merged into it, remove `{CONFIG}` and `{ADAPTER_WEIGHTS}` from that folder; if "
+            "not, name the folder as `adapter`, and the base of its training as `base`.",
+        )
 
 
 def _check_folder(folder: Path) -> None:
@@ -190,6 +210,18 @@ def _default(entry: "dataclasses.Field[Any]") -> Any:
     return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
 
 
+def _check_names(files: TensorFiles) -> None:
+    for stored in sorted(files.tensors):
+        wrapper = next((part for part in stored.split(".") if part in WRAPPERS), None)
+        if wrapper is not None:
+            owner = WRAPPERS[wrapper]
+            raise AdapterError(
+                f"Adapter `{files.folder}` holds the tensor `{stored}`: `{wrapper}.` is a prefix of {owner}",
+                hint="PEFT would leave it out. Save it again by `save_pretrained` of the unwrapped model, or take "
+                f"`{wrapper}.` out of the names of all tensors.",
+            )
+
+
 def _sorted_tensors(
     files: TensorFiles, modules_to_save: Iterable[str]
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -201,7 +233,7 @@ def _sorted_tensors(
         suffix = next((suffix for suffix in LORA_SUFFIXES if name.endswith(suffix)), None)
         if suffix is not None and stored != name:
             parts.setdefault(name.removesuffix(suffix), {})[LORA_SUFFIXES[suffix]] = stored
-        elif stored != name and is_saved(name, modules_to_save):
+        elif stored != name and (name == EMBEDDING or is_saved(name, modules_to_save)):
             saved[name] = stored
         else:
             raise AdapterError(

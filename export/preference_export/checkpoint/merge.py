@@ -13,7 +13,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from preference_core.errors import CheckpointError, UserError
-from preference_export.checkpoint.adapter import HEAD, Adapter, AdapterError, Lora, is_saved
+from preference_export.checkpoint.adapter import EMBEDDING, HEAD, Adapter, AdapterError, Lora, is_saved
 from preference_export.checkpoint.files import TensorFiles
 
 ADAPTER_NAME = "default"
@@ -29,6 +29,13 @@ ADAPTER_MARKS = (".lora_", ".base_layer.", ".modules_to_save.", ".original_modul
 
 class HeadError(UserError):
     """The classification head is missing, or is not for the configured labels."""
+
+
+#: The way out for an adapter whose training added tokens.
+RESIZED = (
+    "Training resized the embedding. Merge it with PEFT: load the base, `resize_token_embeddings(ROWS)`, "
+    "`PeftModel.from_pretrained`, `merge_and_unload`, `save_pretrained`; export that as a base without an adapter."
+)
 
 
 class MergedWeights:
@@ -154,7 +161,8 @@ class MergedWeights:
         if found != shape:
             raise CheckpointError(
                 f"Tensor `{stored}` of `{files.folder}` has shape {list(found)}, the base's config.json asks for "
-                f"{list(shape)}"
+                f"{list(shape)}",
+                hint=RESIZED if name == EMBEDDING and adapter is not None and files is adapter.files else None,
             )
         dtype = files.tensors[stored].dtype
         if dtype not in FLOATS:

@@ -22,7 +22,7 @@ from preference_core.progress import BytesDone
 from preference_core.structure import plain
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.artefacts.versions import versions
-from preference_export.checkpoint.adapter import check_named_base, read_adapter
+from preference_export.checkpoint.adapter import check_named_base, check_no_adapter, read_adapter
 from preference_export.checkpoint.architecture import Architecture, architecture_of, hugging_face_config
 from preference_export.checkpoint.doubts import doubts_of
 from preference_export.checkpoint.head_labels import check_head
@@ -73,6 +73,7 @@ class OpenedMember:
 
 def open_member(config: Config, member: Classifier, source: Source) -> OpenedMember:
     """Reads configuration and headers, and refuses whatever does not fit together."""
+    check_no_adapter(source.base.folder)
     published = hugging_face_config(source.base.folder)
     architecture = architecture_of(published)
     architecture.check_length(member.max_tokens)
