@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import onnxruntime
 
-from preference_core import tensors
 from preference_core.errors import ConfigError
+from preference_core.tensors import LABELS_PARAMETER, MEMBERS_PARAMETER
 from preference_embedded.batching import KINDS, BatchInput
 
 Warn = Callable[[str], None]
@@ -37,7 +37,9 @@ _LEVEL = onnxruntime.GraphOptimizationLevel
 #: `optimization { graph { level } }` of the C++ backend; any other level means the default.
 OPTIMISATION_LEVELS = {-1: _LEVEL.ORT_ENABLE_BASIC, 1: _LEVEL.ORT_ENABLE_EXTENDED, 2: _LEVEL.ORT_DISABLE_ALL}
 PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena")
-ABOUT_THE_ENSEMBLE = (tensors.MEMBERS_PARAMETER, tensors.LABELS_PARAMETER)
+#: Parameters that say nothing to this backend, as it should be: two are for Python models and clients, and without an
+#: arena there is nothing to shrink.
+NOT_FOR_ENGINES = (MEMBERS_PARAMETER, LABELS_PARAMETER, "memory.enable_memory_arena_shrinkage")
 UNSUPPORTED_SECTIONS = ("batch_output", "sequence_batching")
 UNSUPPORTED_KEYS = ("reshape", "is_shape_tensor", "optional")
 
@@ -82,7 +84,7 @@ class EngineConfig:
 
         The arena keeps the largest working set of every shape it has seen; lengths here vary with every request.
         """
-        for key in self.parameters.keys() - {*PARAMETERS, *ABOUT_THE_ENSEMBLE}:
+        for key in self.parameters.keys() - {*PARAMETERS, *NOT_FOR_ENGINES}:
             warn(f"parameter `{key}` has no meaning for ONNX Runtime on a CPU")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._number("intra_op_thread_count")

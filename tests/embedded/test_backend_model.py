@@ -56,17 +56,19 @@ class Request:
 
 
 class Doubling:
-    """An engine that doubles, refuses 13, and remembers what it was asked."""
+    """An engine that doubles, refuses 13, fails with 14, and remembers what it was asked."""
 
-    def __init__(self, failure: Exception | None = None) -> None:
-        self.failure = failure
+    def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def run(self, requests: list[Any]) -> list[Any]:
-        if self.failure:
-            raise self.failure
-        self.asked = [int(request["x"][0]) for request in requests]
-        return [RequestError("13 is refused") if x == 13 else {"y": np.array([2 * x])} for x in self.asked]
+    def run(self, request: Any) -> Any:
+        x = int(request["x"][0])
+        self.asked.append(x)
+        if x == 13:
+            raise RequestError("13 is refused")
+        if x == 14:
+            raise MemoryError("no memory")
+        return {"y": np.array([2 * x])}
 
 
 @pytest.fixture
@@ -99,9 +101,8 @@ def test_a_cancelled_request_is_answered_without_work(model: Any) -> None:
     assert model._engine.asked == [2]
 
 
-def test_no_exception_leaves_execute_and_every_request_learns_of_it(model: Any) -> None:
-    model._engine = Doubling(failure=MemoryError("no memory"))
-    responses = model.execute([Request(1), Request(2)])
-    assert [response.error for response in responses] == [
-        TritonError("MemoryError: no memory", TritonError.INTERNAL)
-    ] * 2
+def test_no_exception_leaves_execute_and_neighbours_are_answered(model: Any) -> None:
+    model._engine = Doubling()
+    responses = model.execute([Request(14), Request(2)])
+    assert responses[0].error == TritonError("MemoryError: no memory", TritonError.INTERNAL)
+    assert responses[1].tensors[0].values.tolist() == [4]

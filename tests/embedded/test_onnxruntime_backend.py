@@ -22,18 +22,16 @@ def sums_of(client: Any, *ids: int, model: str = "sums") -> list[float]:
     return client.ask(model, {"ids": np.array([ids], np.int32)}, ["sums"])["sums"][0].tolist()  # type: ignore[no-any-return]
 
 
-def test_requests_of_many_lengths_are_merged_and_each_gets_its_own_answer(
+def test_requests_that_triton_merged_are_run_one_by_one_and_each_gets_its_own_answer(
     client: Any, wait_until: Callable[..., bool]
 ) -> None:
     inferences, executions = client.executions("patient")
     texts = [list(range(1, length + 1)) for length in range(1, 25)]
     with ThreadPoolExecutor(len(texts)) as pool:
         answers = list(pool.map(lambda ids: sums_of(client, *ids, model="patient"), texts))
-    assert [answer[0] for answer in answers] == [float(sum(ids)) for ids in texts]
+    assert answers == [[float(sum(ids)), float(len(ids))] for ids in texts]
     assert wait_until(lambda: client.executions("patient")[0] - inferences == 24), "statistics follow the answers"
     assert client.executions("patient")[1] - executions == 24 / 8
-    assert max(answer[1] for answer in answers) == 24
-    assert answers[0][1] > 1, "the shortest text ran in one run with longer ones"
 
 
 def test_the_longest_request_sets_the_shape_of_a_lone_run(client: Any) -> None:

@@ -57,7 +57,7 @@ def test_every_model_is_told_members_and_labels_in_order():
         assert message.parameters["labels"].string_value == "winner_model_a,winner_model_b,winner_tie"
 
 
-def test_engines_merge_requests_of_many_lengths_and_triton_makes_the_bounds():
+def test_engines_take_requests_of_many_lengths_and_triton_makes_the_bounds():
     message = model_configs(TWO)["gemma"]
     assert (message.backend, message.input[0].name, message.input[0].allow_ragged_batch) == (
         "onnxruntime",
@@ -69,18 +69,32 @@ def test_engines_merge_requests_of_many_lengths_and_triton_makes_the_bounds():
     assert made["max_seqlen"].kind == triton.BatchInput.BATCH_MAX_ELEMENT_COUNT_AS_SHAPE
     assert all(batch_input.source_input == ["input_ids"] for batch_input in made.values())
     assert [(tensor.name, list(tensor.dims)) for tensor in message.output] == [("logits", [3])]
-    assert message.dynamic_batching.max_queue_delay_microseconds == 500
 
 
-def test_the_queue_has_a_cap_on_tokenize_and_a_timeout_on_engines_only():
-    models = model_configs(TWO)
-    for name, message in models.items():
-        policy = message.dynamic_batching.default_queue_policy
-        assert policy.max_queue_size == (99 if name == "tokenize" else 0)
-        assert policy.default_timeout_microseconds == (7_000_000 if name in ("gemma", "llama") else 0)
-    policy = models["gemma"].dynamic_batching.default_queue_policy
-    assert policy.timeout_action == triton.ModelQueuePolicy.REJECT
-    assert policy.allow_timeout_override
+def test_only_engines_on_a_gpu_merge_requests_and_only_tokenize_before_them_has_a_cap():
+    assert not any(message.HasField("dynamic_batching") for message in model_configs(ONE).values())
+    models = {**model_configs(THREE), **model_configs(TWO)}
+    merging = {name for name, message in models.items() if message.HasField("dynamic_batching")}
+    assert merging == {"tokenize", "llama", "qwen"}
+    assert models["tokenize"].dynamic_batching.default_queue_policy.max_queue_size == 99
+    for name in ("llama", "qwen"):
+        batching = models[name].dynamic_batching
+        policy = batching.default_queue_policy
+        assert (batching.max_queue_delay_microseconds, policy.max_queue_size) == (500, 0)
+        assert (policy.timeout_action, policy.default_timeout_microseconds) == (
+            triton.ModelQueuePolicy.REJECT,
+            7_000_000,
+        )
+        assert policy.allow_timeout_override
+
+
+def test_onnx_runtime_gives_memory_back_after_each_run_on_a_cpu_only():
+    models = {**model_configs(THREE), **model_configs(TWO)}
+    shrinking = {
+        name for name, message in models.items() if "memory.enable_memory_arena_shrinkage" in message.parameters
+    }
+    assert shrinking == {"gemma"}
+    assert models["gemma"].parameters["memory.enable_memory_arena_shrinkage"].string_value == "cpu:0"
 
 
 def test_engines_run_where_the_configuration_says():

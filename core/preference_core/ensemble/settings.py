@@ -160,13 +160,17 @@ class Classifier(Served):
         pairs = zip(self.adapters, revisions, strict=True)
         return tuple(Location(self.name, "adapter", adapter, revision or None) for adapter, revision in pairs)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU serves it; TensorRT has no other place."""
+        return self.engine == "tensorrt" or bool(self.gpus)
+
     def _check_quantisation(self) -> None:
         if self.quantisation is None:
             return
         if self.precision not in ("int8", "fp8"):
             raise ConfigError(f"`quantisation` has no meaning for the precision `{self.precision}`")
-        on_cpu = self.engine == "onnxruntime" and not self.gpus
-        if self.quantisation.method == "dynamic" and (self.precision != "int8" or not on_cpu):
+        if self.quantisation.method == "dynamic" and (self.precision != "int8" or self.on_gpu):
             raise ConfigError(
                 "`quantisation.method` is `dynamic`",
                 hint="It is for the precision `int8` of ONNX Runtime on a CPU; use `static`.",
@@ -185,6 +189,7 @@ class LengthBaseline(Served):
     quantisation: ClassVar[None] = None
     engine: ClassVar[Literal["onnxruntime"]] = "onnxruntime"
     gpus: ClassVar[tuple[int, ...]] = ()
+    on_gpu: ClassVar[bool] = False
 
 
 Member = Classifier | LengthBaseline
@@ -192,12 +197,13 @@ Member = Classifier | LengthBaseline
 
 @dataclass(frozen=True)
 class Serving:
-    """How Triton schedules requests, of one battle each."""
+    """How Triton schedules requests, of one battle each. Only members on a GPU run several at a time."""
 
     max_batch_size: int = 16  #: battles in one execution of a member
-    max_queue_delay_microseconds: int = 2000  #: how long a battle waits for others to share its execution
-    max_queue_size: int = 4096  #: battles that wait for `tokenize`; more are refused
-    queue_timeout_microseconds: int = 60_000_000  #: how long a battle waits for a member; then it is refused
+    max_queue_delay_microseconds: int = 2000  #: how long a battle waits for others to share its execution (GPU only)
+    max_queue_size: int = 4096  #: battles that wait for `tokenize`; more are refused (with a member on a GPU only)
+    #: how long a battle waits for a member; then it is refused (GPU only)
+    queue_timeout_microseconds: int = 60_000_000
     tokenize_instances: int = 1  #: processes that tokenise
     served_versions: int = 1  #: versions of the repository that are loaded at a time
     max_text_bytes: int = 16 * 2**20  #: UTF-8, all texts of a battle together (embedded server only)

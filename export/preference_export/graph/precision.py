@@ -57,7 +57,7 @@ def recipe_of(member: Member) -> Recipe:
     if quantised is None:
         return Recipe(GEMM_DTYPES[member.precision])
     settings = member.quantisation or Quantisation()
-    implied = "dynamic" if _on_cpu(member) and member.precision == "int8" else "static"
+    implied = "dynamic" if member.precision == "int8" and not member.on_gpu else "static"
     dynamic = (settings.method or implied) == "dynamic"
     return Recipe(
         dtype=GEMM_DTYPES[settings.precision or ("fp32" if dynamic else "fp16")],
@@ -71,12 +71,8 @@ def recipe_of(member: Member) -> Recipe:
 def check_supported(config: Config) -> None:
     """Raises for what cannot be served as configured, before anything is fetched or written."""
     for member in config.members:
-        if _on_cpu(member) and recipe_of(member).dtype == torch.bfloat16:
+        if not member.on_gpu and recipe_of(member).dtype == torch.bfloat16:
             raise UserError(
                 f"Member `{member.name}`: ONNX Runtime does not run bf16 on a CPU",
                 hint='Use `precision = "fp16"` or "fp32" there; or set `gpus`, or `engine = "tensorrt"`.',
             )
-
-
-def _on_cpu(member: Member) -> bool:
-    return member.engine == "onnxruntime" and not member.gpus

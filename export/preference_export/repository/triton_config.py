@@ -21,6 +21,8 @@ DATA_TYPES = {
     "INT32": triton.DataType.TYPE_INT32,
     "FP32": triton.DataType.TYPE_FP32,
 }
+#: The C++ backend's arena gives memory back after each run; otherwise it keeps room for every length it has seen.
+ARENA_SHRINKAGE = {"memory.enable_memory_arena_shrinkage": "cpu:0"}
 
 
 def model_configs(config: Config) -> dict[str, Any]:
@@ -47,7 +49,10 @@ def message_of(text: str) -> Any:
 
 
 def tokenize_config(config: Config) -> Any:
-    """Battles in, token ids of every member out. The ensemble's only queue with a cap: it turns excess load away."""
+    """Battles in, token ids of every member out. Before members on a GPU its queue has a cap, the ensemble's only one.
+
+    A cap comes with dynamic batching, which stalls queues for half a second now and then (docs/decisions.md).
+    """
     members = len(config.members)
     message = _model(config, tensors.TOKENIZE, backend="python")
     for tensor in tensors.BATTLE_INPUTS:
@@ -58,12 +63,13 @@ def tokenize_config(config: Config) -> Any:
     _output(message, tensors.dropped_tokens(members))
     _output(message, tensors.SPECIAL_CASE)
     message.instance_group.add(kind=triton.ModelInstanceGroup.KIND_CPU, count=config.serving.tokenize_instances)
-    message.dynamic_batching.default_queue_policy.max_queue_size = config.serving.max_queue_size
+    if any(member.on_gpu for member in config.members):
+        message.dynamic_batching.default_queue_policy.max_queue_size = config.serving.max_queue_size
     return message
 
 
 def member_config(config: Config, member: Member) -> Any:
-    """One engine: ragged token ids, merged over requests by Triton, which makes the other two inputs itself."""
+    """One engine: ragged token ids, of which Triton makes the other two inputs. On a GPU it merges requests, too."""
     message = _model(config, member.name, backend=member.engine)
     if member.engine == "tensorrt":
         message.platform = "tensorrt_plan"
@@ -81,8 +87,7 @@ def member_config(config: Config, member: Member) -> Any:
             source_input=[tensors.INPUT_IDS.name],
         )
     _output(message, tensors.logits(len(config.labels)))
-    on_gpu = member.engine == "tensorrt" or bool(member.gpus)
-    kind = triton.ModelInstanceGroup.KIND_GPU if on_gpu else triton.ModelInstanceGroup.KIND_CPU
+    kind = triton.ModelInstanceGroup.KIND_GPU if member.on_gpu else triton.ModelInstanceGroup.KIND_CPU
     group = message.instance_group.add(kind=kind, count=member.instances, gpus=list(member.gpus))
     if member.engine == "tensorrt":
         # Of the profiles named, the backend runs each batch under the one whose usual lengths are nearest to it.
@@ -90,14 +95,17 @@ def member_config(config: Config, member: Member) -> Any:
         group.profile.extend(str(index) for index in range(len(profiles)))
     if member.engine == "onnxruntime":
         _parameters(message, {"intra_op_thread_count": str(member.threads), "inter_op_thread_count": "1"})
-        if on_gpu:
+        if member.on_gpu:
             cuda = message.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
             cuda.parameters.update(CUDA_OPTIONS)
-    message.dynamic_batching.max_queue_delay_microseconds = config.serving.max_queue_delay_microseconds
-    policy = message.dynamic_batching.default_queue_policy
-    policy.timeout_action = triton.ModelQueuePolicy.REJECT
-    policy.default_timeout_microseconds = config.serving.queue_timeout_microseconds
-    policy.allow_timeout_override = True
+        else:
+            _parameters(message, ARENA_SHRINKAGE)
+    if member.on_gpu:
+        message.dynamic_batching.max_queue_delay_microseconds = config.serving.max_queue_delay_microseconds
+        policy = message.dynamic_batching.default_queue_policy
+        policy.timeout_action = triton.ModelQueuePolicy.REJECT
+        policy.default_timeout_microseconds = config.serving.queue_timeout_microseconds
+        policy.allow_timeout_override = True
     return message
 
 
@@ -115,7 +123,6 @@ def combine_config(config: Config, *, symmetric: bool) -> Any:
     for tensor in _predictions(config):
         _output(message, tensor)
     message.instance_group.add(kind=triton.ModelInstanceGroup.KIND_CPU, count=1)
-    message.dynamic_batching.SetInParent()
     return message
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import triton_python_backend_utils as triton
 
 from preference_core.errors import PreferenceError, UserError
-from preference_embedded.batching import Tensors
 from preference_embedded.engine import Engine
 
 
@@ -26,25 +25,15 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response per request, in order. Never raises: an exception would leak the requests' shared memory."""
+        return [self._response(request) for request in requests]
+
+    def _response(self, request: Any) -> Any:
+        if request.is_cancelled():
+            return triton.InferenceResponse(error=triton.TritonError("cancelled", triton.TritonError.CANCELLED))
         try:
-            waiting = [index for index, request in enumerate(requests) if not request.is_cancelled()]
-            answers = self._engine.run([_tensors_of(requests[index]) for index in waiting])
+            outputs = self._engine.run({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
+            return triton.InferenceResponse([triton.Tensor(name, values) for name, values in outputs.items()])
         except Exception as error:
-            return [_response(error) for _ in requests]
-        answered = dict(zip(waiting, answers, strict=True))
-        return [_response(answered.get(index)) for index in range(len(requests))]
-
-
-def _tensors_of(request: Any) -> Tensors:
-    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-
-
-def _response(answer: Tensors | Exception | None) -> Any:
-    """Outputs or an error; without an answer, the request was cancelled."""
-    if answer is None:
-        return triton.InferenceResponse(error=triton.TritonError("cancelled", triton.TritonError.CANCELLED))
-    if isinstance(answer, Exception):
-        message = answer.message if isinstance(answer, PreferenceError) else f"{type(answer).__name__}: {answer}"
-        code = triton.TritonError.INVALID_ARG if isinstance(answer, UserError) else triton.TritonError.INTERNAL
-        return triton.InferenceResponse(error=triton.TritonError(message, code))
-    return triton.InferenceResponse([triton.Tensor(name, values) for name, values in answer.items()])
+            message = error.message if isinstance(error, PreferenceError) else f"{type(error).__name__}: {error}"
+            code = triton.TritonError.INVALID_ARG if isinstance(error, UserError) else triton.TritonError.INTERNAL
+            return triton.InferenceResponse(error=triton.TritonError(message, code))
