@@ -127,6 +127,19 @@ def test_turn_counts_that_differ_are_refused_with_both_counts(infer):
 
 
 @pytest.mark.parametrize(
+    ("prompt", "a", "b", "message"),
+    [
+        ([b'["Hi"]'], [b'["a"]'], [b'["b"]'], "`prompt` is a list of turns in one text"),
+        ([b"['Hi' None]"], [b"['a' 'b']"], [b""], "`prompt` is a list of turns in one text"),
+        ([b"Hi", b""], [b"a", b""], [b"b", b""], "`prompt` and both responses are empty in turn 2 of 2"),
+    ],
+    ids=["JSON", "NumPy", "padding"],
+)
+def test_a_cell_of_a_file_and_turns_that_only_fill_up_are_refused(infer, prompt, a, b, message):
+    assert message in refused(infer, battle_inputs(prompt=prompt, response_a=a, response_b=b))
+
+
+@pytest.mark.parametrize(
     ("turn", "message"), [(b"\xff\xfe", "is not UTF-8: byte 0xff at 0"), (b"a\0b", "a NUL character at character 1")]
 )
 def test_text_that_cannot_be_read_is_refused_naming_its_field(infer, turn, message):
