@@ -231,7 +231,7 @@ def test_a_sample_without_labels_is_measured_without_log_loss(tmp_path):
 def test_a_sample_whose_labels_are_others_is_refused(tmp_path):
     path = tmp_path / "battles.csv"
     path.write_text("id,prompt,response_a,response_b,winner\n1,p,a,b,nobody\n")
-    with pytest.raises(ConfigError, match="battle 1: `winner` is `nobody`, expected model_a or model_b"):
+    with pytest.raises(ConfigError, match="line 2: `winner` is `nobody`, expected model_a or model_b"):
         read_sample(path, ("model_a", "model_b"))
 
 
