@@ -170,7 +170,8 @@ def test_an_architecture_that_has_no_tiny_base_is_named(binary, workplace, train
     (workplace / "mine" / "config.json").write_text(
         '{"model_type": "bert", "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 4}'
     )
-    binary.write_text(BINARY.replace("google/gemma-2-2b", "mine"), encoding="utf-8")
+    pinned = next(line for line in BINARY.splitlines(True) if line.startswith("revision"))
+    binary.write_text(BINARY.replace("google/gemma-2-2b", "mine").replace(pinned, ""), encoding="utf-8")
     result = train("twin", binary, "-o", "twin.toml")
     assert result.exit_code == 2
     assert "training.tiny.gemma.architecture" in result.stderr

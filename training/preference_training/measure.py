@@ -17,13 +17,7 @@ from preference_core.structure import plain
 from preference_training.battles.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
 from preference_training.battles.rows import read_battles, read_labelled
 from preference_training.combining.rules import Rule
-from preference_training.combining.weights import (
-    check_repeated,
-    fit_weights,
-    include_of,
-    judged_rows,
-    weights_file,
-)
+from preference_training.combining.weights import check_repeated, fit_weights, include_of, judged_rows, weights_file
 from preference_training.evaluation.evaluate import evaluate
 from preference_training.evaluation.predictions import write_predictions
 from preference_training.evaluation.report import report_of

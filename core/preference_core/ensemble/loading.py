@@ -10,6 +10,8 @@ from preference_core.ensemble.settings import Config
 from preference_core.errors import ConfigError
 from preference_core.structure import structure
 
+_INCLUDED = ", which `combine.include` names", "`preference-train weights CONFIG` writes it."
+
 
 @dataclass(frozen=True)
 class ConfigFile:
@@ -36,7 +38,8 @@ class ConfigFile:
         """The checked configuration. `include_may_be_missing` is for what runs before that file can be written."""
         table = dict(self.table)
         if self.included is not None:
-            extra = _included(self.included, include_may_be_missing)
+            missing = include_may_be_missing and not self.included.exists()
+            extra = {} if missing else _toml(self.included, *_INCLUDED)
             both = sorted(self.own_keys & extra.keys())
             if both:
                 raise ConfigError(f"{self.path}: `combine.{both[0]}` is given here and in {self.included}")
@@ -62,21 +65,10 @@ def load_config(path: str | Path, *, include_may_be_missing: bool = False) -> Co
     return read_config_file(path).config(include_may_be_missing=include_may_be_missing)
 
 
-def _included(path: Path, may_be_missing: bool) -> dict[str, Any]:
-    if path.exists():
-        return _toml(path)
-    if may_be_missing:
-        return {}
-    raise ConfigError(
-        f"There is no file `{path}`, which `combine.include` names",
-        hint="`preference-train weights CONFIG` writes it.",
-    )
-
-
-def _toml(path: Path) -> dict[str, Any]:
+def _toml(path: Path, named_by: str = "", hint: str | None = None) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no file `{path}`") from error
+        raise ConfigError(f"There is no file `{path}`{named_by}", hint) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"`{path}` cannot be read: {error}") from error

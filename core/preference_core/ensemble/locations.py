@@ -1,14 +1,16 @@
 """Where a checkpoint is: a folder, or a repository of the Hugging Face hub at a pinned revision, which is fetched.
 
-`huggingface_hub` is imported when it is needed. Nothing here knows what the files mean.
+`huggingface_hub` is imported when it is needed. JSON files are read here; what they mean is not known.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from preference_core.artefacts.git_lfs import pull_hint
 from preference_core.errors import CheckpointError, SystemFailure
 
 #: What is fetched: no pickled weights, no code.
@@ -111,3 +113,16 @@ class Location:
             cached = try_to_load_from_cache(self.name, files[0], revision=self.revision)
             folder = Path(cached).parent if isinstance(cached, str) else folder
         return folder if all((folder / file).is_file() for file in files) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint; `CheckpointError` when it is missing or not one."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no file `{path}`") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error}", pull_hint(path)) from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"`{path}` holds {type(table).__name__}, expected an object")
+    return table

@@ -1,15 +1,13 @@
 """How a member reads battles: what its configuration says, with the special tokens that its checkpoint names."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preference_core.artefacts.git_lfs import pull_hint
 from preference_core.battles.template import template_of
 from preference_core.battles.tokenisation import TOKENIZER_FILE, BattleTokenizer, TokenisationSettings, read_tokenizer
+from preference_core.ensemble.locations import read_json
 from preference_core.ensemble.settings import Classifier
-from preference_core.errors import ArtefactError
 
 TOKENIZER_SETTINGS = "tokenizer_config.json"
 
@@ -34,17 +32,7 @@ def settings_of_checkpoint(checkpoint: Path, member: Classifier) -> Tokenisation
 def tokenizer_table(checkpoint: Path) -> dict[str, Any]:
     """What `tokenizer_config.json` says, and the older `special_tokens_map.json` where that is silent."""
     older = checkpoint / "special_tokens_map.json"
-    return {**(_table(older) if older.exists() else {}), **_table(checkpoint / TOKENIZER_SETTINGS)}
-
-
-def _table(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"`{path}` cannot be read: {error}", pull_hint(path)) from error
-    if not isinstance(table, dict):
-        raise ArtefactError(f"`{path}` holds {type(table).__name__}, expected an object")
-    return table
+    return {**(read_json(older) if older.exists() else {}), **read_json(checkpoint / TOKENIZER_SETTINGS)}
 
 
 def _token_text(value: Any) -> str | None:

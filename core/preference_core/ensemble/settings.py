@@ -21,7 +21,7 @@ from preference_core.tensors import RESERVED_MODEL_NAMES
 LABELS_THREE_WAY = ("winner_model_a", "winner_model_b", "winner_tie")
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-Engine = Literal["tensorrt", "onnxruntime"]
+Runtime = Literal["tensorrt", "onnxruntime"]
 Rounding = Literal["none", "nf4", "int8"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -118,7 +118,7 @@ class Classifier(Served):
     head_labels: tuple[str, ...] = ()
     truncation: Truncation = field(default_factory=Truncation)  #: what is cut of a battle that is too long
     precision: Precision = "fp32"  #: of the GEMMs; all between them is FP32
-    engine: Engine = "onnxruntime"  #: the runtime that serves it
+    engine: Runtime = "onnxruntime"  #: the runtime that serves it
     #: numbers of the GPUs it runs on, from 0; without any it runs on the CPU (`onnxruntime`)
     gpus: tuple[int, ...] = ()
     quantisation: Quantisation | None = None  #: for `int8` and `fp8` only

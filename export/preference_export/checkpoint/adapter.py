@@ -14,11 +14,11 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from preference_core.ensemble.locations import is_hub_id
+from preference_core.ensemble.locations import is_hub_id, read_json
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError, UserError
 from preference_core.structure import structure
-from preference_export.checkpoint.files import ADAPTER_WEIGHTS, TensorFiles, read_json
+from preference_export.checkpoint.files import ADAPTER_WEIGHTS, TensorFiles
 
 HEAD = "score.weight"
 EMBEDDING = "model.embed_tokens.weight"

@@ -3,16 +3,15 @@
 Only safetensors are read: pickle weights can run code. It does not know what the tensors mean.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from preference_core.artefacts.git_lfs import pull_hint
+from preference_core.ensemble.locations import read_json
 from preference_core.errors import CheckpointError
 
 BASE_WEIGHTS = "model.safetensors"
@@ -21,19 +20,6 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 #: Most bytes of one tensor that are held at a time while it is copied unchanged.
 BLOCK_BYTES = 64 * 1024 * 1024
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint; `CheckpointError` when it is missing or not one."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no file `{path}`") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"`{path}` cannot be read: {error}", pull_hint(path)) from error
-    if not isinstance(table, dict):
-        raise CheckpointError(f"`{path}` holds {type(table).__name__}, expected an object")
-    return table
 
 
 @dataclass(frozen=True)

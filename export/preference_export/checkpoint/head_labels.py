@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from preference_core.ensemble.locations import read_json
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ArtefactError
-from preference_export.checkpoint.files import read_json
 
 #: The one `problem_type` whose logits a softmax turns into probabilities.
 ONE_LABEL_OF_SEVERAL = "single_label_classification"

@@ -12,11 +12,7 @@ import numpy as np
 
 from preference_core.battles.battle import Battle
 from preference_core.battles.template import template_of
-from preference_core.battles.tokenisation import (
-    SETTINGS_FILE,
-    TOKENIZER_FILE,
-    BattleTokenizer,
-)
+from preference_core.battles.tokenisation import SETTINGS_FILE, TOKENIZER_FILE, BattleTokenizer
 from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, tokenizer_of_checkpoint
 from preference_core.ensemble.metrics import log_losses
 from preference_core.ensemble.settings import Classifier, Config
