@@ -4,13 +4,15 @@ What a stage does to one member is in the modules it calls.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from preference_core.artefacts.manifest import read_manifest
 from preference_core.artefacts.replacement import replaced_folder
-from preference_core.ensemble.settings import Classifier, Member
+from preference_core.ensemble.settings import Classifier, Config, Member
 from preference_core.errors import escape_control_characters
 from preference_core.structure import plain
+from preference_export import needs
 from preference_export.checkpoint.allocation import freed_memory_kept
 from preference_export.checkpoint.source import Source, source_of
 from preference_export.checkpoint.write import write_checkpoint
@@ -30,7 +32,7 @@ from preference_export.run import Run, byte_progress, phase_progress
 
 def merge_members(run: Run) -> None:
     """Writes the merged checkpoint of each member that has weights."""
-    check_supported(run.config)
+    _look(run, needs.checkpoints)
     for member in run.config.members:
         if not isinstance(member, Classifier):
             continue
@@ -49,28 +51,28 @@ def merge_members(run: Run) -> None:
 
 def calibrate_members(run: Run) -> None:
     """Measures ranges for each member that needs them."""
-    check_supported(run.config)
+    _look(run, needs.checkpoints, needs.calibration)
     for member in run.config.members:
         _calibrate(run, member, source_of(member))
 
 
 def export_members(run: Run) -> None:
     """Exports each member to ONNX."""
-    check_supported(run.config)
+    _look(run, needs.checkpoints, needs.room)
     for member in run.config.members:
         _onnx(run, member, source_of(member))
 
 
 def build_engines(run: Run) -> None:
     """Builds the engine of each member that TensorRT serves."""
-    check_supported(run.config)
+    _look(run, needs.tensorrt)
     for member in run.config.members:
         _engine(run, member)
 
 
 def check_members(run: Run) -> None:
     """Compares each member with the original, whether that was done before or not."""
-    check_supported(run.config)
+    _look(run, needs.checkpoints, sample_of)
     for member in run.config.members:
         _check(run, member, source_of(member), again=True)
 
@@ -95,13 +97,14 @@ def compare_with_predictions(run: Run, predictions: Path, battles: Path | None, 
 
 def assemble_repository(run: Run, unchecked: bool) -> None:
     """Assembles the repository; every member must have been made from what the configuration names now."""
-    check_supported(run.config)
+    _look(run)
     _repository(run, unchecked, check_inputs=True)
 
 
 def all_stages(run: Run, unchecked: bool) -> None:
     """Everything, as needed, one member after the other."""
-    check_supported(run.config)
+    engines = needs.tensorrt if unchecked else needs.compared_engines
+    _look(run, needs.checkpoints, sample_of, needs.calibration, engines, needs.room)
     for member in run.config.members:
         source = source_of(member)
         _calibrate(run, member, source)
@@ -118,7 +121,7 @@ def all_stages(run: Run, unchecked: bool) -> None:
 
 def plans(run: Run) -> list[MemberPlan]:
     """What `all_stages` would take."""
-    check_supported(run.config)
+    _look(run)
     return [plan_of(run.config, member) for member in run.config.members]
 
 
@@ -132,6 +135,12 @@ def write_sources(run: Run, output: Path) -> None:
     """Writes the repository's configurations and programs."""
     written = repositories.write_sources(run.config, output)
     run.add("sources", run.config.name, changed=True, folder=output, files=len(written))
+
+
+def _look(run: Run, *needed: Callable[[Config], object]) -> None:
+    """Whether all members can be served as configured, and this machine has what is needed for them."""
+    for look in (check_supported, *needed):
+        look(run.config)
 
 
 def _onnx(run: Run, member: Member, source: Source) -> None:

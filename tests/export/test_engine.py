@@ -94,8 +94,10 @@ def test_an_unchecked_engine_is_served_only_on_request_and_the_manifest_says_so(
     if torch.cuda.is_available():
         pytest.skip("a machine with a GPU checks its engines")
     project.edit("max_tokens = 48", 'max_tokens = 48\nengine = "tensorrt"' + QUICK)
+    for stage in ("onnx", "engine", "check"):  # `all` refuses at once: it would have to compare the engine
+        project.run(stage)
     with pytest.raises(ArtefactError, match="`gemma` was not compared with the original model"):
-        project.run("all")
+        project.run("repository")
     folder = project.folder / "build" / "tiny" / "engines" / "gemma"
     engine = verify(folder)
     assert engine.versions == {"tensorrt": tensorrt.__version__, **versions()}

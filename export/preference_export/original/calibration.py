@@ -69,7 +69,7 @@ def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int
 
     The adapter is merged first, in place: quantised are the merged weights.
     """
-    quantization = _modelopt()
+    quantization = import_modelopt()
     if isinstance(reference.model, PeftModel):
         reference.model = reference.model.merge_and_unload()
     with _quiet():
@@ -101,7 +101,7 @@ def sample_of(config: Config) -> Path:
     return path
 
 
-def _modelopt() -> Any:
+def import_modelopt() -> Any:
     try:
         with _quiet():
             import modelopt.torch.quantization as quantization

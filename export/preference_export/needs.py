@@ -1,0 +1,88 @@
+"""What making an ensemble needs of this machine, asked of all members before anything is fetched, read or written.
+
+Each need is one error with a hint. What only the weights can tell is refused where they are read.
+"""
+
+import math
+import shutil
+from contextlib import suppress
+from importlib.util import find_spec
+
+from safetensors import SafetensorError, safe_open
+
+from preference_core.artefacts.manifest import FILE_NAME
+from preference_core.ensemble.settings import Config, Member, Precision
+from preference_core.errors import SystemFailure, UserError
+from preference_export.engine.build import NO_GPU, gpu_architecture, tensorrt_module
+from preference_export.graph.precision import recipe_of
+
+WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+GPU_HINT = "Export on a machine with the GPU that will serve it."
+
+
+def checkpoints(config: Config) -> None:
+    """Each base and adapter is a folder, or a hub id at a revision."""
+    for member in config.members:
+        for location in (member.base_location, *member.adapter_locations):
+            location.is_on_hub()
+
+
+def calibration(config: Config) -> None:
+    """ModelOpt is installed, if there is a member whose ranges were never measured."""
+    for member in config.members:
+        measured = (config.folders.calibration(member.name) / FILE_NAME).is_file()
+        if recipe_of(member).calibrated and not measured and find_spec("modelopt") is None:
+            from preference_export.original.calibration import import_modelopt
+
+            import_modelopt()
+
+
+def tensorrt(config: Config) -> None:
+    """TensorRT is installed and builds engines here, if there is a member that it serves."""
+    for name in _served_by_tensorrt(config):
+        builder, logger = tensorrt_module().Builder, tensorrt_module().Logger
+        try:
+            if gpu_architecture() == NO_GPU:
+                builder(logger())
+        except TypeError as error:  # what its bindings make of a builder that is null
+            raise UserError(
+                f"TensorRT cannot build the engine of `{name}`: this machine has no GPU", hint=GPU_HINT
+            ) from error
+
+
+def compared_engines(config: Config) -> None:
+    """Engines can also be run, to be compared with the original model."""
+    for name in _served_by_tensorrt(config):
+        tensorrt_module()
+        if gpu_architecture() == NO_GPU:
+            raise UserError(
+                f"The engine of `{name}` cannot be compared with the original model: this machine has no GPU",
+                hint=f"{GPU_HINT} With `--unchecked` it is served without a comparison.",
+            )
+
+
+def room(config: Config) -> None:
+    """The disk holds the members that were never exported, as far as their bases are on this machine."""
+    place = next(folder for folder in config.folders.root.absolute().parents if folder.is_dir())
+    new = [member for member in config.members if not (config.folders.exported(member.name) / FILE_NAME).is_file()]
+    needed, free = sum(map(_bytes_written, new)), shutil.disk_usage(place).free
+    if needed > free:
+        raise SystemFailure(
+            f"`{place}` has {free / 1e9:.1f} GB free, the weights to be written take {needed / 1e9:.1f} GB",
+            hint="Free space there, or work in a folder on another disk.",
+        )
+
+
+def _served_by_tensorrt(config: Config) -> list[str]:
+    return [member.name for member in config.members if member.engine == "tensorrt"]
+
+
+def _bytes_written(member: Member) -> int:
+    """At least what the graph's weights take, and the engine's; 0 where the base is not on this machine."""
+    parameters = 0
+    folder = member.base_location.folder_with("config.json")
+    for path in folder.glob("*.safetensors") if folder else ():
+        with suppress(SafetensorError), safe_open(path, framework="np") as file:
+            names = [name for name in file.keys() if not name.startswith("lm_head")]  # noqa: SIM118 (not a mapping)
+            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return parameters * WEIGHT_BYTES[member.precision] * (2 if member.engine == "tensorrt" else 1)
