@@ -16,6 +16,7 @@ from preference_export.checkpoint.architecture import architecture_of, hugging_f
 from preference_export.checkpoint.files import ADAPTER_WEIGHTS
 from preference_export.checkpoint.published import BASES
 from preference_export.engine.build import Profile, profiles_of
+from preference_export.graph.blocks import block_size
 from preference_export.graph.casts import written_specs
 from preference_export.graph.packed import Gemm
 from preference_export.graph.precision import recipe_of
@@ -68,7 +69,7 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
     architecture.check_length(member.max_tokens)
     sequences = config.serving.max_batch_size
     if member.engine == "tensorrt":
-        architecture.check_scores(sequences, member.max_tokens)
+        architecture.check_scores(sequences, member.max_tokens, block_size(member.max_tokens))
     model = classifier_without_data(architecture, len(config.labels))
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
     largest = max(module.weight.numel() for module in model.modules() if isinstance(module, Gemm))
@@ -94,7 +95,7 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
             for location in member.adapter_locations
             if location.revision is None and location.folder_with(ADAPTER_WEIGHTS) is None
         ),
-        scores_bytes=SCORE_BYTES * architecture.scores(sequences, member.max_tokens),
+        scores_bytes=SCORE_BYTES * architecture.scores(sequences, member.max_tokens, block_size(member.max_tokens)),
         profiles=profiles_of(member.max_tokens, sequences) if member.engine == "tensorrt" else (),
     )
 

@@ -29,6 +29,7 @@ from preference_export.checkpoint.adapter import read_adapter
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
 from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
+from preference_export.graph import blocks
 from preference_export.graph.precision import Recipe
 from preference_export.graph.write import (
     checkpoint_shapes,
@@ -41,6 +42,8 @@ from preference_export.original.whole import Reference, quiet_loading
 
 VOCABULARY = 300
 LABELS = 3
+#: Longest sequence and block of queries of what `tracer` exports.
+TRACED_TOKENS, TRACED_BLOCK = 64, 16
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
 LLAMA_3_ROPE = {
     "rope_type": "llama3",
@@ -160,7 +163,10 @@ class Traced:
 
 
 class Tracer:
-    """Traces each architecture when first asked for it. Precisions are written into copies of the graph."""
+    """Traces each architecture when first asked for it. Precisions are written into copies of the graph.
+
+    Attention is divided into blocks so short that the sequences of tests fill several.
+    """
 
     def __init__(self, make, folder, sequences):
         self.make, self.folder, self.sequences = make, folder, sequences
@@ -182,7 +188,10 @@ class Tracer:
             folder.mkdir()
             weights = weights or self.make.weights(traced.base, traced.adapter)
             description = self.description(traced.base)
-            export_onnx(folder, description, weights, LABELS, recipe, ranges=traced.ranges, graph=traced.graph.clone())
+            settings = {"ranges": traced.ranges, "graph": traced.graph.clone(), "max_tokens": TRACED_TOKENS}
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(blocks, "BLOCK", TRACED_BLOCK)
+                export_onnx(folder, description, weights, LABELS, recipe, **settings)
         return folder
 
     def description(self, base):

@@ -101,17 +101,17 @@ class Architecture:
                 hint="The packed decoder drops the window, which is exact only up to its length: lower `max_tokens`.",
             )
 
-    def scores(self, sequences: int, max_tokens: int) -> int:
-        """Attention scores of one layer for `sequences` of at most `max_tokens` tokens: the largest tensor there is."""
-        return sequences * self.heads * max_tokens**2
+    def scores(self, sequences: int, max_tokens: int, block: int) -> int:
+        """Attention scores of `block` queries of each of `sequences`: the largest tensor there is."""
+        return sequences * self.heads * min(block, max_tokens) * max_tokens
 
-    def check_scores(self, sequences: int, max_tokens: int) -> None:
+    def check_scores(self, sequences: int, max_tokens: int, block: int) -> None:
         """Raises where TensorRT could not hold the scores: tensors of 2**31 elements fail to build or to run."""
-        scores = self.scores(sequences, max_tokens)
+        scores = self.scores(sequences, max_tokens, block)
         if scores > MOST_ELEMENTS:
-            fitting = MOST_ELEMENTS // self.scores(1, max_tokens)
+            fitting = MOST_ELEMENTS // self.scores(1, max_tokens, block)
             raise ArchitectureError(
-                f"A batch of {sequences} times {max_tokens} tokens has {scores:,} attention scores per layer; "
+                f"A batch of {sequences} times {max_tokens} tokens has {scores:,} attention scores per block; "
                 f"a tensor of TensorRT holds {MOST_ELEMENTS:,}",
                 hint=f"Set `serving.max_batch_size` to {fitting} or less, or lower `max_tokens`.",
             )

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from preference_export.gate.onnx_classifier import CPU_PROVIDER, feeds_of, session_of
 from preference_export.gate.parity import packs
+from preference_export.graph.packed import HIDDEN
 from preference_export.original.model import Logits, TokenIds
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -50,11 +51,15 @@ class Scan:
     reached: float = 0.0
 
     def by_layer(self) -> dict[str, dict[str, float | str]]:
-        """The largest activation of each layer, and where it is."""
+        """The largest activation of each layer, and where it is; scores that the mask hid are none."""
         layers: dict[str, dict[str, float | str]] = {}
         for node, value in self.largest.items():
             layer = _layer(node.module)
-            if node.kind in REPORTED and (layer not in layers or value > float(layers[layer]["largest"])):
+            if (
+                node.kind in REPORTED
+                and value < -HIDDEN
+                and (layer not in layers or value > float(layers[layer]["largest"]))
+            ):
                 layers[layer] = {"largest": value, "at": node.name, "dtype": node.dtype}
         return layers
 

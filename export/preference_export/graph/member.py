@@ -30,6 +30,7 @@ from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
 from preference_export.checkpoint.source import Source, input_hashes, origins_of
 from preference_export.checkpoint.tokenizer_check import check_ids, check_reading, tokenizer_of
+from preference_export.graph.blocks import block_size
 from preference_export.graph.casts import ParameterSpec, written_specs
 from preference_export.graph.external_data import check_external_data
 from preference_export.graph.length_buckets import write_onnx
@@ -78,7 +79,7 @@ def open_member(config: Config, member: Classifier, source: Source) -> OpenedMem
     architecture = architecture_of(published)
     architecture.check_length(member.max_tokens)
     if member.engine == "tensorrt":
-        architecture.check_scores(config.serving.max_batch_size, member.max_tokens)
+        architecture.check_scores(config.serving.max_batch_size, member.max_tokens, block_size(member.max_tokens))
     recipe = recipe_of(member)
     model = classifier_without_data(architecture, len(config.labels))
     modules = linear_modules(model)
@@ -130,7 +131,14 @@ def export_member(
     with artefact.draft() as draft:
         write_tokenisation(draft.folder, tokenizer, tokenisation)
         draft.known_hashes = export_onnx(
-            draft.folder, opened.architecture, opened.weights, opened.labels, opened.recipe, report, ranges
+            draft.folder,
+            opened.architecture,
+            opened.weights,
+            opened.labels,
+            opened.recipe,
+            report,
+            ranges,
+            max_tokens=member.max_tokens,
         )
         draft.details |= {"architecture": opened.architecture.model_type, WEIGHT_BYTES: opened.bytes}
         draft.details |= origins_of(source)

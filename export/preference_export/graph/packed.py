@@ -15,6 +15,8 @@ from preference_export.checkpoint.architecture import Activation, Architecture
 
 #: Name of the one tensor that is computed from the configuration and not read from the checkpoint.
 INVERSE_FREQUENCIES = "rotary.inverse_frequencies"
+#: Added to the score of a key that is hidden. Finite, so that a scan for values that are not finite stays of use.
+HIDDEN = -1e30
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Packing:
 
     `padded` `[sequences, longest]`: the packed index of each padded slot (slots past the end repeat the last token).
     `packed` `[tokens]`: the flat padded slot of each token. `last` `[sequences]`: each sequence's last token.
-    `position` `[tokens]` within its sequence. Masks are true where a key is hidden: `after`
-    `[share * longest, longest]` from queries of all tokens, once per head of a group; `outside`
+    `position` `[tokens]` within its sequence. Masks are added to scores, and hide keys: `after`
+    `[longest * share, longest]` from queries of all tokens, once per head of a group; `outside`
     `[sequences, 1, 1, longest]` from last tokens.
     """
 
@@ -49,9 +51,14 @@ def packing_of(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, share:
         packed=sequence * max_seqlen.shape[0] + position,
         last=end - 1,
         position=position,
-        after=column[None, :] > column.repeat(share)[:, None],
-        outside=(column[None, :] >= (end - start)[:, None])[:, None, None, :],
+        after=mask(column[None, :] > column[:, None].expand(-1, share).reshape(-1, 1)),
+        outside=mask(column[None, :] >= (end - start)[:, None])[:, None, None, :],
     )
+
+
+def mask(hidden: Tensor) -> Tensor:
+    """What is added to the scores of keys, given which are hidden."""
+    return torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, HIDDEN)
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
@@ -126,9 +133,9 @@ class Attention(nn.Module):
         share = self.heads // self.groups
         query = rotate(self.q_proj(x).reshape(-1, self.heads, self.head_dim), *rotary) * self.scale
         query = rows(query.flatten(1), p.padded).reshape(sequences, longest, self.groups, share, self.head_dim)
-        query = query.permute(0, 2, 3, 1, 4).reshape(sequences, self.groups, share * longest, self.head_dim)
+        query = query.permute(0, 2, 1, 3, 4).reshape(sequences, self.groups, longest * share, self.head_dim)
         context = self._attend(query, *self._keys_values(x, rotary, p), p.after)
-        context = context.reshape(sequences, self.groups, share, longest, self.head_dim).permute(0, 3, 1, 2, 4)
+        context = context.reshape(sequences, self.groups, longest, share, self.head_dim).permute(0, 2, 1, 3, 4)
         context = context.reshape(sequences * longest, self.heads * self.head_dim)
         attended: Tensor = self.o_proj(rows(context, p.packed))
         return attended
@@ -152,12 +159,11 @@ class Attention(nn.Module):
         return key.permute(0, 2, 3, 1), value.permute(0, 2, 1, 3)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
-        """`[sequences, groups, rows, head_dim]` for queries of that shape; `hidden` masks `[..., rows, longest]`."""
+        """`[sequences, groups, rows, head_dim]` for queries of that shape; `hidden` is added to their scores."""
         scores = torch.matmul(query.to(self.dtype), key.to(self.dtype)).float()
         if self.soft_cap is not None:
             scores = torch.tanh(scores / self.soft_cap) * self.soft_cap
-        scores = scores.masked_fill(hidden, torch.finfo(torch.float32).min)
-        return torch.matmul(scores.softmax(-1).to(self.dtype), value.to(self.dtype)).float()
+        return torch.matmul((scores + hidden).softmax(-1).to(self.dtype), value.to(self.dtype)).float()
 
 
 class GatedMlp(nn.Module):

@@ -21,6 +21,7 @@ from preference_core import tensors
 from preference_core.progress import BytesDone
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE
 from preference_export.checkpoint.architecture import Architecture
+from preference_export.graph.blocks import BLOCK, write_blocks
 from preference_export.graph.casts import ParameterSpec, write_precision, written_specs
 from preference_export.graph.packed import INVERSE_FREQUENCIES, Gemm, PackedClassifier
 from preference_export.graph.precision import Recipe
@@ -71,12 +72,14 @@ def export_onnx(
     report: BytesDone = lambda written: None,
     ranges: Ranges | None = None,
     graph: ir.Model | None = None,
+    max_tokens: int = BLOCK,
 ) -> dict[str, str]:
     """Writes `model.onnx` and `model.onnx.data` into `folder`; returns their SHA-256 by name.
 
     Inputs and output are those of `preference_core.tensors`: rank 1 and packed. `report` is told the bytes written.
     `ranges` are those of activations, for recipes that are calibrated. `graph` is what `graph_of` gave for the same
-    architecture, if that was traced before; it is changed.
+    architecture, if that was traced before; it is changed. Attention is divided for
+    sequences of up to `max_tokens` tokens, which decides its speed and not its result.
     """
     model = classifier_without_data(architecture, labels)
     names = quantised_gemms(linear_modules(model), recipe)
@@ -84,6 +87,7 @@ def export_onnx(
     if graph is None:
         graph = graph_of(model, labels)
     write_precision(graph, recipe, names, specs)
+    write_blocks(graph, max_tokens, architecture.heads // architecture.key_value_heads)
     if names:
         weights = QuantisedWeights(weights, names, recipe, ranges or {})
     offsets, data_hash = _write_data(folder / DATA_FILE, _blocks(architecture, weights, specs), report)
