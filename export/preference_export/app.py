@@ -1,10 +1,11 @@
 """The command `preference-export`: stages from configuration to model repository.
 
-Results go to stdout, progress and errors to stderr. What the stages do is in `stages`, which is imported only when
-there is something to do: torch and transformers take seconds.
+Results go to stdout, progress and errors to stderr. What the stages do is in `stages`.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.ensemble.loading import load_config
 from preference_core.errors import UserError
 from preference_core.structure import plain
+from preference_export import stages
 from preference_export.run import Run
 
 app = typer.Typer(epilog=TRACEBACK_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -49,44 +51,40 @@ def main() -> None:
     run_command(app)
 
 
+@contextmanager
+def started(config: Path, as_json: bool) -> Iterator[Run]:
+    """A run with the configuration of a file; what it noted is printed when the block ends well."""
+    run = Run(load_config(config), as_json)
+    yield run
+    run.finish()
+
+
 @app.command()
 def merge(config: ConfigPath, as_json: AsJson = False) -> None:
     """Write each member's merged Hugging Face checkpoint to build/NAME/merged."""
-    run = Run(load_config(config), as_json)
-    from preference_export.stages import merge_members
-
-    merge_members(run)
-    run.finish()
+    with started(config, as_json) as run:
+        stages.each_member(run, stages.merge)
 
 
 @app.command()
 def calibrate(config: ConfigPath, as_json: AsJson = False) -> None:
     """Measure the ranges of activations that static INT8 and FP8 need, on the sample battles."""
-    run = Run(load_config(config), as_json)
-    from preference_export.stages import calibrate_members
-
-    calibrate_members(run)
-    run.finish()
+    with started(config, as_json) as run:
+        stages.each_member(run, stages.calibrate)
 
 
 @app.command()
 def engine(config: ConfigPath, as_json: AsJson = False) -> None:
     """Build the TensorRT engine of each exported member that is served by one."""
-    run = Run(load_config(config), as_json)
-    from preference_export.stages import build_engines
-
-    build_engines(run)
-    run.finish()
+    with started(config, as_json) as run:
+        stages.each_member(run, stages.engine)
 
 
 @app.command()
 def onnx(config: ConfigPath, as_json: AsJson = False) -> None:
     """Export each member to ONNX with its tokenizer, unless that is up to date."""
-    run = Run(load_config(config), as_json)
-    from preference_export.stages import export_members
-
-    export_members(run)
-    run.finish()
+    with started(config, as_json) as run:
+        stages.each_member(run, stages.onnx)
 
 
 @app.command()
@@ -101,33 +99,22 @@ def check(
 
     With --against: compare the exported ensemble with your own predictions instead; exit code 1 where they differ.
     """
-    run = Run(load_config(config), as_json)
-    if against is None:
-        if battles is not None or member is not None:
-            raise UserError("`--battles` and `--member` have no meaning without `--against`")
-        from preference_export.stages import check_members
-
-        check_members(run)
-        run.finish()
-        return
-    from preference_export.stages import compare_with_predictions
-
-    agrees = compare_with_predictions(run, against, battles, member)
-    run.finish()
+    if against is None and (battles is not None or member is not None):
+        raise UserError("`--battles` and `--member` have no meaning without `--against`")
+    with started(config, as_json) as run:
+        agrees = against is None or stages.compare_with_predictions(run, against, battles, member)
+        if against is None:
+            stages.each_member(run, stages.check)
     if not agrees:
-        cause = run.results[-1].get("cause")
-        typer.echo(f"hint: {cause or NOTHING_FOUND}", err=True)
+        typer.echo(f"hint: {run.results[-1].get('cause') or NOTHING_FOUND}", err=True)
         raise typer.Exit(1)
 
 
 @app.command()
 def repository(config: ConfigPath, unchecked: Unchecked = False, as_json: AsJson = False) -> None:
     """Assemble the Triton model repository from checked members."""
-    run = Run(load_config(config), as_json)
-    from preference_export.stages import assemble_repository
-
-    assemble_repository(run, unchecked)
-    run.finish()
+    with started(config, as_json) as run:
+        stages.assemble_repository(run, unchecked)
 
 
 @app.command(name="all")
@@ -135,27 +122,23 @@ def all_command(
     config: ConfigPath, unchecked: Unchecked = False, dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
     """Calibrate, export, build, check and assemble, as needed; stages whose inputs have not changed are skipped."""
-    run = Run(load_config(config, include_may_be_missing=dry_run), as_json)
-    from preference_export import stages
-    from preference_export.plan import text_of_plan
-
-    if dry_run:
-        plans = stages.plans(run)
-        table = {"ensemble": run.config.name, "plan": [plain(plan) for plan in plans]}
-        typer.echo(json.dumps(table, indent=1) if as_json else text_of_plan(plans))
+    if not dry_run:
+        with started(config, as_json) as run:
+            stages.all_stages(run, unchecked)
         return
-    stages.all_stages(run, unchecked)
-    run.finish()
+    from preference_export.plan import plans_of, text_of_plan
+
+    settings = load_config(config, include_may_be_missing=True)
+    plans = plans_of(settings)
+    table = {"ensemble": settings.name, "plan": [plain(plan) for plan in plans]}
+    typer.echo(json.dumps(table, indent=1) if as_json else text_of_plan(plans))
 
 
 @app.command()
 def rollback(config: ConfigPath, as_json: AsJson = False) -> None:
     """Put the repository before the last change back in place (a second time: forward again)."""
-    run = Run(load_config(config), as_json)
-    from preference_export.stages import roll_back
-
-    roll_back(run)
-    run.finish()
+    with started(config, as_json) as run:
+        stages.roll_back(run)
 
 
 @app.command()
@@ -165,11 +148,8 @@ def sources(
     as_json: AsJson = False,
 ) -> None:
     """Write the repository's configurations and programs only, without engines."""
-    run = Run(load_config(config), as_json)
-    from preference_export.stages import write_sources
-
-    write_sources(run, output)
-    run.finish()
+    with started(config, as_json) as run:
+        stages.write_sources(run, output)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from preference_core.errors import CheckpointError
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
 from preference_export.checkpoint.files import ADAPTER_WEIGHTS
 from preference_export.checkpoint.published import BASES
-from preference_export.engine.build import Profile, profiles_of
+from preference_export.engine.profiles import Profile, profiles_of
 from preference_export.graph.blocks import block_size
 from preference_export.graph.casts import written_specs
 from preference_export.graph.packed import Gemm
-from preference_export.graph.precision import recipe_of
+from preference_export.graph.precision import check_supported, recipe_of
 from preference_export.graph.quantise import quantised_gemms
 from preference_export.graph.write import classifier_without_data, linear_modules, parameter_specs
 
@@ -58,6 +58,12 @@ class MemberPlan:
     missing: tuple[str, ...]
     scores_bytes: int
     profiles: tuple[Profile, ...]
+
+
+def plans_of(config: Config) -> list[MemberPlan]:
+    """What exporting all members would take."""
+    check_supported(config)
+    return [plan_of(config, member) for member in config.members]
 
 
 def plan_of(config: Config, member: Member) -> MemberPlan:

@@ -12,7 +12,16 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from preference_core.ensemble.settings import Config
 from preference_core.errors import escape_control_characters
@@ -50,32 +59,22 @@ class Run:
 @contextmanager
 def byte_progress(label: str) -> Iterator[tuple[Callable[[int], None], BytesDone]]:
     """A bar on stderr that shows bytes; gives the functions that set its length and move it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=None)
-        yield (
-            lambda total: progress.update(task, total=total),
-            lambda written: progress.advance(task, written),
-        )
+    with _bar(label, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as (bar, task):
+        yield lambda total: bar.update(task, total=total), lambda written: bar.advance(task, written)
 
 
 @contextmanager
 def phase_progress(label: str) -> Iterator[StepDone]:
     """A bar on stderr that shows the phase TensorRT is in."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    console = Console(stderr=True)
+    with _bar(label, TextColumn("{task.completed}/{task.total}")) as (bar, task):
+        yield lambda phase, done, steps: bar.update(task, description=f"{label}: {phase}", total=steps, completed=done)
+
+
+@contextmanager
+def _bar(label: str, *columns: ProgressColumn) -> Iterator[tuple[Progress, TaskID]]:
+    console, columns = Console(stderr=True), (TextColumn("{task.description}"), BarColumn(), *columns)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda phase, done, steps: progress.update(
-            task, description=f"{label}: {phase}", total=steps, completed=done
-        )
+        yield progress, progress.add_task(label, total=None)
 
 
 def _shown(value: Any) -> str:

@@ -1,87 +1,115 @@
 """The stages of the command: each goes through the members of a run and notes what it did.
 
-What a stage does to one member is in the modules it calls.
+What a stage does to one member is in the modules it calls. These decide what there is to make before they import torch
+or any other library that takes seconds.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from preference_core.artefacts.manifest import read_manifest
 from preference_core.artefacts.replacement import replaced_folder
-from preference_core.ensemble.settings import Classifier, Config, Member
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import escape_control_characters
 from preference_core.structure import plain
 from preference_export import needs
+from preference_export.artefacts.names import DOUBTS, WEIGHT_BYTES
 from preference_export.checkpoint.allocation import freed_memory_kept
-from preference_export.checkpoint.source import Source, source_of
-from preference_export.checkpoint.write import write_checkpoint
-from preference_export.engine.artefact import build_member_engine
-from preference_export.gate.against import compare_with_owner
+from preference_export.checkpoint.job import Job
+from preference_export.engine.artefact import build_member_engine, built_engine
 from preference_export.gate.check import CannotCheckError, check_member
-from preference_export.gate.example import example_of
-from preference_export.graph import member as members
+from preference_export.graph.member import export_member, exported_member
 from preference_export.graph.precision import check_supported, recipe_of
 from preference_export.original.calibration import calibrate_member, sample_of
-from preference_export.original.member import original_of
-from preference_export.original.sample import read_sample
-from preference_export.plan import MemberPlan, plan_of
 from preference_export.repository import assemble as repositories
 from preference_export.run import Run, byte_progress, phase_progress
 
-
-def merge_members(run: Run) -> None:
-    """Writes the merged checkpoint of each member that has weights."""
-    _look(run, needs.checkpoints)
-    for member in run.config.members:
-        if not isinstance(member, Classifier):
-            continue
-        source = source_of(member)
-        opened = members.open_member(run.config, member, source)
-        target = run.config.folders.merged(member.name)
-        with (
-            freed_memory_kept(),
-            byte_progress(f"merge {member.name}") as (started, report),
-            replaced_folder(target) as folder,
-        ):
-            started(opened.merged_bytes)
-            write_checkpoint(folder, source.base.folder, opened.weights, run.config.labels, opened.recipe.dtype, report)
-        run.add("merge", member.name, changed=True, folder=target, weight_bytes=opened.merged_bytes)
+Stage = Callable[[Run, Job], None]
+Look = Callable[[Config], object]
 
 
-def calibrate_members(run: Run) -> None:
-    """Measures ranges for each member that needs them."""
-    _look(run, needs.checkpoints, needs.calibration)
-    for member in run.config.members:
-        _calibrate(run, member, source_of(member))
+def each_member(run: Run, stage: Stage) -> None:
+    """One stage for all members, after a look at what it needs of this machine."""
+    looks: dict[Stage, Sequence[Look]] = {
+        merge: [needs.checkpoints],
+        calibrate: [needs.checkpoints, needs.calibration],
+        onnx: [needs.checkpoints, needs.room],
+        engine: [needs.tensorrt],
+        check: [needs.checkpoints, sample_of],
+    }
+    for job in _jobs(run, *looks[stage]):
+        stage(run, job)
 
 
-def export_members(run: Run) -> None:
-    """Exports each member to ONNX."""
-    _look(run, needs.checkpoints, needs.room)
-    for member in run.config.members:
-        _onnx(run, member, source_of(member))
+def merge(run: Run, job: Job) -> None:
+    """Writes the merged checkpoint of a member that has weights."""
+    if not isinstance(job.member, Classifier):
+        return
+    from preference_export.checkpoint.write import write_checkpoint
+    from preference_export.graph.make import open_member
+
+    opened, name, base = open_member(job), job.member.name, job.source.base.folder
+    target = run.config.folders.merged(name)
+    with freed_memory_kept(), byte_progress(f"merge {name}") as (started, report), replaced_folder(target) as folder:
+        started(opened.merged_bytes)
+        write_checkpoint(folder, base, opened.weights, run.config.labels, opened.recipe.dtype, report)
+    run.add("merge", name, changed=True, folder=target, weight_bytes=opened.merged_bytes)
 
 
-def build_engines(run: Run) -> None:
-    """Builds the engine of each member that TensorRT serves."""
-    _look(run, needs.tensorrt)
-    for member in run.config.members:
-        _engine(run, member)
+def calibrate(run: Run, job: Job) -> None:
+    """Measures the ranges of a member that needs them."""
+    if isinstance(job.member, Classifier) and recipe_of(job.member).calibrated:
+        run.add("calibrate", job.member.name, changed=calibrate_member(job), folder=job.calibration)
 
 
-def check_members(run: Run) -> None:
-    """Compares each member with the original, whether that was done before or not."""
-    _look(run, needs.checkpoints, sample_of)
-    for member in run.config.members:
-        _check(run, member, source_of(member), again=True)
+def onnx(run: Run, job: Job) -> None:
+    """Exports a member to ONNX."""
+    with freed_memory_kept(), byte_progress(f"onnx {job.member.name}") as (started, report):
+        changed = export_member(job, started, report)
+    details = exported_member(job).details
+    run.add("onnx", job.member.name, changed=changed, folder=job.exported, weight_bytes=details[WEIGHT_BYTES])
+    for doubt in details.get(DOUBTS, ()):
+        sys.stderr.write(f"warning: {escape_control_characters(doubt)}\n")
+
+
+def engine(run: Run, job: Job) -> None:
+    """Builds the engine of a member that TensorRT serves."""
+    if job.member.engine != "tensorrt":
+        return
+    with phase_progress(f"engine {job.member.name}") as report:
+        changed = build_member_engine(job, report)
+    manifest = built_engine(job)
+    facts = {
+        "tensorrt": manifest.versions["tensorrt"],
+        "gpu_architecture": manifest.details["gpu_architecture"],
+        "warnings": len(manifest.details["warnings"]),
+    }
+    run.add("engine", job.member.name, changed=changed, folder=job.engine, **facts)
+    for warning in manifest.details["warnings"] if changed else ():
+        sys.stderr.write(f"note: TensorRT: {escape_control_characters(warning)}\n")
+
+
+def check(run: Run, job: Job, *, again: bool = True) -> None:
+    """Compares a member with the original, whether that was done before or not."""
+    changed, subject = check_member(job, again=again)
+    facts = {key: value for key, value in subject.manifest.parity.items() if key != "basis"}
+    if changed:
+        from preference_export.gate.example import example_of
+
+        example = example_of(job)
+        if example is not None:
+            run.say("example", job.member.name, example.lines())
+            facts["example"] = plain(example)
+    run.add("check", job.member.name, changed=changed, folder=subject.folder, file=subject.file, **facts)
 
 
 def compare_with_predictions(run: Run, predictions: Path, battles: Path | None, name: str | None) -> bool:
     """Compares what is exported with the owner's own predictions; False above the limits."""
+    from preference_export.gate.against import compare_with_owner
+
     member = None if name is None else run.config.member(name)
     with phase_progress("against") as report:
-        found = compare_with_owner(run.config, member, predictions, battles or sample_of(run.config), report)
+        found = compare_with_owner(_jobs(run), member, predictions, battles or sample_of(run.config), report)
     line = (
         f"{found.battles:,} battles ({found.shortened:,} shortened; {found.left_out:,} without a prediction): "
         f"max probability difference {found.max_probability_difference:.2g} (id {found.worst_id}), "
@@ -97,32 +125,24 @@ def compare_with_predictions(run: Run, predictions: Path, battles: Path | None, 
 
 def assemble_repository(run: Run, unchecked: bool) -> None:
     """Assembles the repository; every member must have been made from what the configuration names now."""
-    _look(run)
-    _repository(run, unchecked, check_inputs=True)
+    _repository(run, _jobs(run), unchecked, check_inputs=True)
 
 
 def all_stages(run: Run, unchecked: bool) -> None:
     """Everything, as needed, one member after the other."""
     engines = needs.tensorrt if unchecked else needs.compared_engines
-    _look(run, needs.checkpoints, sample_of, needs.calibration, engines, needs.room)
-    for member in run.config.members:
-        source = source_of(member)
-        _calibrate(run, member, source)
-        _onnx(run, member, source)
-        _engine(run, member)
+    jobs = _jobs(run, needs.checkpoints, sample_of, needs.calibration, engines, needs.room)
+    for job in jobs:
+        calibrate(run, job)
+        onnx(run, job)
+        engine(run, job)
         try:
-            _check(run, member, source, again=False)
+            check(run, job, again=False)
         except CannotCheckError as error:
             if not unchecked:
                 raise
             sys.stderr.write(f"note: {error.message}\n")
-    _repository(run, unchecked)
-
-
-def plans(run: Run) -> list[MemberPlan]:
-    """What `all_stages` would take."""
-    _look(run)
-    return [plan_of(run.config, member) for member in run.config.members]
+    _repository(run, jobs, unchecked)
 
 
 def roll_back(run: Run) -> None:
@@ -137,59 +157,15 @@ def write_sources(run: Run, output: Path) -> None:
     run.add("sources", run.config.name, changed=True, folder=output, files=len(written))
 
 
-def _look(run: Run, *needed: Callable[[Config], object]) -> None:
-    """Whether all members can be served as configured, and this machine has what is needed for them."""
+def _jobs(run: Run, *needed: Look) -> list[Job]:
+    """One for each member, if all can be served as configured and this machine has what is needed for them."""
     for look in (check_supported, *needed):
         look(run.config)
+    return [Job(run.config, member) for member in run.config.members]
 
 
-def _onnx(run: Run, member: Member, source: Source) -> None:
-    with freed_memory_kept(), byte_progress(f"onnx {member.name}") as (started, report):
-        changed = members.export_member(run.config, member, source, started, report)
-    folder = run.config.folders.exported(member.name)
-    details = read_manifest(folder).details
-    run.add("onnx", member.name, changed=changed, folder=folder, weight_bytes=details[members.WEIGHT_BYTES])
-    for doubt in details.get(members.DOUBTS, ()):
-        sys.stderr.write(f"warning: {escape_control_characters(doubt)}\n")
-
-
-def _calibrate(run: Run, member: Member, source: Source) -> None:
-    if isinstance(member, Classifier) and recipe_of(member).calibrated:
-        changed = calibrate_member(run.config, member, source, lambda: original_of(run.config, member, source))
-        run.add("calibrate", member.name, changed=changed, folder=run.config.folders.calibration(member.name))
-
-
-def _engine(run: Run, member: Member) -> None:
-    if member.engine != "tensorrt":
-        return
-    with phase_progress(f"engine {member.name}") as report:
-        changed = build_member_engine(run.config, member, report)
-    folder = run.config.folders.engine(member.name)
-    manifest = read_manifest(folder)
-    facts = {
-        "tensorrt": manifest.versions["tensorrt"],
-        "gpu_architecture": manifest.details["gpu_architecture"],
-        "warnings": len(manifest.details["warnings"]),
-    }
-    run.add("engine", member.name, changed=changed, folder=folder, **facts)
-    for warning in manifest.details["warnings"] if changed else ():
-        sys.stderr.write(f"note: TensorRT: {escape_control_characters(warning)}\n")
-
-
-def _check(run: Run, member: Member, source: Source, *, again: bool) -> None:
-    sample = read_sample(sample_of(run.config), run.config.labels)
-    example = example_of(run.config.folders.exported(member.name), sample)
-    if example is not None:
-        run.say("example", member.name, example.lines())
-    checked = check_member(run.config, member, source, again=again)
-    facts = {key: value for key, value in checked.parity.items() if key != "basis"}
-    if example is not None:
-        facts["example"] = plain(example)
-    run.add("check", member.name, changed=checked.changed, folder=checked.folder, file=checked.file, **facts)
-
-
-def _repository(run: Run, unchecked: bool, *, check_inputs: bool = False) -> None:
-    assembled = repositories.assemble(run.config, allow_unchecked=unchecked, check_inputs=check_inputs)
+def _repository(run: Run, jobs: list[Job], unchecked: bool, *, check_inputs: bool = False) -> None:
+    assembled = repositories.assemble(run.config, jobs, allow_unchecked=unchecked, check_inputs=check_inputs)
     run.add(
         "repository",
         run.config.name,

@@ -148,7 +148,7 @@ def exported(request, tracer):
         folder = request.getfixturevalue("finished_project").folder
         return Exported(folder / "base", folder / "adapter", folder / "build" / "tiny" / "members" / "gemma")
     traced = tracer.of(request.param)
-    return Exported(traced.base, traced.adapter, tracer.export(request.param, "fp32", Recipe(torch.float32)))
+    return Exported(traced.base, traced.adapter, tracer.export(request.param, "fp32", Recipe("float32")))
 
 
 @dataclass
@@ -222,7 +222,7 @@ def tracer(make, tmp_path_factory, sequences):
 @pytest.fixture(scope="session")
 def exported_in_half_precision(tracer):
     traced = tracer.of("gemma2")
-    return Exported(traced.base, traced.adapter, tracer.export("gemma2", "fp16", Recipe(torch.float16)))
+    return Exported(traced.base, traced.adapter, tracer.export("gemma2", "fp16", Recipe("float16")))
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,7 @@ def test_columns_of_a_submission_fit_labels_that_are_called_otherwise(against, p
 
 
 def test_an_export_shows_one_battle_as_the_member_reads_it(project):
-    (example,) = (result["example"] for result in project.run("all")["results"] if result["stage"] == "check")
+    (example,) = (result["example"] for result in project.run("check")["results"])
     assert example["text"].startswith("<prompt>: ")
     assert example["first"][0] == [1, "<bos>"]
     assert example["last"][-1] == [2, "<eos>"]

@@ -8,7 +8,7 @@ import torch
 
 from preference_core.artefacts.manifest import verify
 from preference_core.errors import ArtefactError
-from preference_export.original.calibration import measured_ranges
+from preference_export.original.activations import measured_ranges
 from preference_export.original.whole import Reference
 
 pytestmark = pytest.mark.slow

@@ -88,7 +88,7 @@ def test_refitted_buckets_are_exported_again(mixed):
 
 def test_an_engine_of_other_buckets_does_not_pass(mixed, monkeypatch):
     other = LengthBuckets(LABELS_THREE_WAY, "characters", BUCKETS.edges, BUCKETS.probabilities[::-1])
-    monkeypatch.setattr("preference_export.graph.member.write_onnx", lambda folder, buckets: write_onnx(folder, other))
+    monkeypatch.setattr("preference_export.graph.make.write_onnx", lambda folder, buckets: write_onnx(folder, other))
     with pytest.raises(ParityError, match="`length` does not reproduce the original"):
         mixed.run("all")
 
@@ -115,7 +115,8 @@ def test_a_plan_says_whether_the_buckets_are_fitted(mixed):
 def test_tensorrt_parses_and_builds_the_table(tmp_path):
     pytest.importorskip("tensorrt")
     from preference_core.ensemble.settings import Build
-    from preference_export.engine.build import build_engine, profiles_of
+    from preference_export.engine.build import build_engine
+    from preference_export.engine.profiles import profiles_of
 
     write_onnx(tmp_path, BUCKETS)
     plan = tmp_path / "model.plan"

@@ -17,7 +17,8 @@ from preference_core.battles.encoders import encoder_from_folder
 from preference_core.ensemble.settings import ParityLimits
 from preference_core.errors import ArtefactError, ConfigError, ParityError, SystemFailure
 from preference_export.artefacts.names import DATA_FILE
-from preference_export.gate.onnx_classifier import CUDA_PROVIDER, OnnxClassifier
+from preference_export.engine.runtimes import CUDA_PROVIDER
+from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import compare, exceeded, limits_of, measure
 from preference_export.gate.scan import scan
 from preference_export.original.sample import read_sample
@@ -152,7 +153,7 @@ def test_an_artefact_that_fails_for_exchanged_responses_only_does_not_pass(proje
     encoder = encoder_from_folder(project.folder / "build" / "tiny" / "members" / "gemma")
     sample = read_sample(project.folder / "battles.csv", project.config.labels)
     known.update(tokens.ids.tobytes() for tokens in encoder.encode_batch(sample.battles))
-    monkeypatch.setattr("preference_export.gate.check.OnnxClassifier", FailsForTheUnknown)
+    monkeypatch.setattr("preference_export.gate.compare.OnnxClassifier", FailsForTheUnknown)
     with pytest.raises(ParityError, match="max_logit_difference is inf"):
         project.run("check")
 
@@ -201,7 +202,7 @@ def test_measured_differences_travel_in_the_manifests(project):
     assert member.parity["max_logit_difference"] <= 1e-4
     assert member.parity["decision_flips"] == 0
     assert 0 <= member.parity["log_loss_change"] <= 1e-5
-    assert member.parity["basis"]["sample"]["battles"] == 5
+    assert member.parity["sequences"] == 10
     assert repository.parity["gemma"] == member.parity
 
 

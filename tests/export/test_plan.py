@@ -14,7 +14,7 @@ from preference_core.errors import UserError
 from preference_export.app import app
 from preference_export.checkpoint.architecture import architecture_of
 from preference_export.checkpoint.published import BASES
-from preference_export.engine.build import profiles_of
+from preference_export.engine.profiles import profiles_of
 from preference_export.graph.write import classifier_without_data, parameter_specs
 from preference_export.plan import plan_of
 from preference_training.fit.recipe import recipe_of

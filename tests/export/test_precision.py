@@ -7,7 +7,8 @@ import torch
 from preference_core.ensemble.settings import Build, Classifier, Config, ParityLimits, Quantisation
 from preference_core.errors import ConfigError, UserError
 from preference_export.artefacts.names import MODEL_FILE
-from preference_export.engine.build import build_engine, profiles_of
+from preference_export.engine.build import build_engine
+from preference_export.engine.profiles import profiles_of
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import exceeded, limits_of, measure
 from preference_export.graph.precision import Recipe, check_supported, recipe_of
@@ -15,14 +16,14 @@ from preference_export.graph.quantise import QuantisedWeights, grouped, quantise
 
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 RECIPES = {
-    "fp32": Recipe(torch.float32),
-    "fp16": Recipe(torch.float16),
-    "bf16": Recipe(torch.bfloat16),
-    "int8": Recipe(torch.float16, torch.int8, alpha=0.5),
-    "fp8": Recipe(torch.float16, torch.float8_e4m3fn),
-    "int8 with bf16": Recipe(torch.bfloat16, torch.int8, alpha=0.5),
+    "fp32": Recipe("float32"),
+    "fp16": Recipe("float16"),
+    "bf16": Recipe("bfloat16"),
+    "int8": Recipe("float16", "int8", alpha=0.5),
+    "fp8": Recipe("float16", "float8_e4m3fn"),
+    "int8 with bf16": Recipe("bfloat16", "int8", alpha=0.5),
 }
-DYNAMIC = Recipe(torch.float32, torch.int8, dynamic=True)
+DYNAMIC = Recipe("float32", "int8", dynamic=True)
 ONNX = onnx.TensorProto
 GEMM_DTYPES = {
     "fp32": ONNX.FLOAT,
@@ -103,7 +104,7 @@ def test_only_matrix_products_and_the_embedding_leave_single_precision(tracer, p
 
 
 def test_kept_layers_stay_in_the_higher_precision(tracer, sequences):
-    recipe = Recipe(torch.float16, torch.int8, keep=("layers.0.*", "*.o_proj"), alpha=0.5)
+    recipe = Recipe("float16", "int8", keep=("layers.0.*", "*.o_proj"), alpha=0.5)
     folder = tracer.export("llama", "kept", recipe)
     kinds = {tensor.name: tensor.data_type for tensor in graph_in(folder).initializer}
     assert kinds["model.layers.0.mlp.up_proj.weight"] == ONNX.FLOAT16
@@ -120,7 +121,7 @@ def test_kept_layers_stay_in_the_higher_precision(tracer, sequences):
 
 def test_a_pattern_that_matches_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"`\*\.query`, which no GEMM matches"):
-        quantised_gemms(["model.layers.0.self_attn.q_proj"], Recipe(torch.float16, torch.int8, keep=("*.query",)))
+        quantised_gemms(["model.layers.0.self_attn.q_proj"], Recipe("float16", "int8", keep=("*.query",)))
 
 
 class SomeWeights:
@@ -146,7 +147,7 @@ def quantised_weight(recipe, ranges):
 
 
 def test_restored_weights_are_within_half_a_step_of_their_channel():
-    weight, parts = quantised_weight(Recipe(torch.float32, torch.int8), torch.ones(16))
+    weight, parts = quantised_weight(Recipe("float32", "int8"), torch.ones(16))
     restored = parts["weight"].float() * parts["weight_scale"][:, None]
     assert parts["weight"].dtype == torch.int8
     assert ((restored - weight).abs() <= parts["weight_scale"][:, None] / 2 + 1e-7).all()
@@ -155,7 +156,7 @@ def test_restored_weights_are_within_half_a_step_of_their_channel():
 
 def test_smoothing_follows_its_formula_and_cancels_out():
     ranges = torch.linspace(0.0, 50.0, 16)
-    weight, parts = quantised_weight(Recipe(torch.float32, torch.int8, alpha=0.75), ranges)
+    weight, parts = quantised_weight(Recipe("float32", "int8", alpha=0.75), ranges)
     expected = ranges[1:] ** 0.75 / weight.abs().amax(0)[1:] ** 0.25
     torch.testing.assert_close(1 / parts["smoothing"][1:], expected)
     assert parts["smoothing"][0] == 1, "a feature that is always 0 is left alone"

@@ -15,6 +15,7 @@ from preference_core.battles.tokenisation import BattleTokenizer
 from preference_core.ensemble.combination import Combination
 from preference_core.errors import ArtefactError
 from preference_core.structure import structure
+from preference_export.checkpoint.job import Job
 from preference_export.repository.assemble import assemble
 from preference_export.repository.triton_config import message_of, model_configs
 
@@ -137,6 +138,10 @@ def test_a_member_of_other_settings_is_refused(project):
 FILE_SYSTEM_CHANGES = {"os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir", "shutil.copyfile"}
 
 
+def jobs_of(config):
+    return [Job(config, member) for member in config.members]
+
+
 def assemble_in_a_child(config, killed_at):
     """Assembles in a forked process, killed before its `killed_at`-th file-system change; True if it survived."""
     child = os.fork()
@@ -153,7 +158,7 @@ def assemble_in_a_child(config, killed_at):
 
         sys.addaudithook(count)
         try:
-            assemble(config)
+            assemble(config, jobs_of(config))
         except BaseException:
             os._exit(1)
         os._exit(0)
@@ -176,7 +181,7 @@ def test_an_assembly_killed_at_any_moment_leaves_a_whole_repository_or_none_and_
     assert before in seen
     assert seen <= {before, None, before + 1}
     finished = content_of(config.folders.repository)
-    assert assemble(config).changed is False
+    assert assemble(config, jobs_of(config)).changed is False
     assert read_manifest(config.folders.repository).details["version"] == before + 1
     assert {path.name for path in config.folders.root.iterdir()} == {"members", "repository", "repository.previous"}
     assert finished == content_of(config.folders.repository)

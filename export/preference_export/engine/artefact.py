@@ -7,53 +7,58 @@ from typing import Any
 
 from preference_core.artefacts.artefact import Artefact
 from preference_core.artefacts.manifest import Manifest, verify
-from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import ArtefactError
 from preference_core.progress import StepDone
 from preference_core.structure import plain
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
 from preference_export.artefacts.versions import versions
-from preference_export.engine.build import build_engine, gpu_architecture, profiles_of, tensorrt_module, use_gpu_of
+from preference_export.checkpoint.job import Job
+from preference_export.engine.profiles import profiles_of
+from preference_export.engine.runtimes import gpu_architecture, tensorrt_module, use_gpu_of
 from preference_export.graph.member import exported_member
 
 KIND = "engine"
 TIMING_CACHE = "timing.cache"
 
 
-def build_member_engine(config: Config, member: Classifier, progress: StepDone) -> bool:
+def build_member_engine(job: Job, progress: StepDone) -> bool:
     """Builds the engine of an exported member; False when it was there, built here from the same graph."""
-    trt = tensorrt_module()
-    folder = config.folders.engine(member.name)
-    made_from = _made_from(config, member, exported_member(config, member))
+    trt, member = tensorrt_module(), job.classifier
     use_gpu_of(member)
-    artefact = Artefact(folder, KIND, made_from, {"tensorrt": str(trt.__version__), **versions()})
+    artefact = Artefact(job.engine, KIND, _made_from(job), {"tensorrt": str(trt.__version__), **versions()})
     current = artefact.current("warnings")
     if current is not None and current.details.get("gpu_architecture") == gpu_architecture():
+        job.made[KIND] = current
         return False
-    profiles = profiles_of(member.max_tokens, config.serving.max_batch_size)
+    from preference_export.engine.build import build_engine
+
+    profiles = profiles_of(member.max_tokens, job.config.serving.max_batch_size)
     with artefact.draft() as draft:
-        source = config.folders.exported(member.name) / MODEL_FILE
-        cache = folder.parent / TIMING_CACHE
-        warnings = build_engine(source, draft.folder / PLAN_FILE, profiles, member.build, cache, progress)
+        cache = job.engine.parent / TIMING_CACHE
+        source, target = job.exported / MODEL_FILE, draft.folder / PLAN_FILE
+        warnings = build_engine(source, target, profiles, member.build, cache, progress)
         draft.details |= {"gpu_architecture": gpu_architecture(), "profiles": plain(profiles), "warnings": warnings}
+    job.made[KIND] = draft.manifest
     return True
 
 
-def built_engine(config: Config, member: Classifier) -> Manifest:
+def built_engine(job: Job) -> Manifest:
     """The manifest of an engine that is unchanged and was built from the member's graph as it is now."""
-    folder = config.folders.engine(member.name)
-    manifest = verify(folder)
-    if manifest.made_from != _made_from(config, member, exported_member(config, member)):
-        raise ArtefactError(
-            f"`{folder}` was built from another graph or with other settings than there are now",
-            hint="Run `preference-export engine` with this configuration.",
-        )
-    return manifest
+    if KIND not in job.made:
+        manifest = verify(job.engine)
+        if manifest.made_from != _made_from(job):
+            raise ArtefactError(
+                f"`{job.engine}` was built from another graph or with other settings than there are now",
+                hint="Run `preference-export engine` with this configuration.",
+            )
+        job.made[KIND] = manifest
+    return job.made[KIND]
 
 
-def _made_from(config: Config, member: Classifier, exported: Manifest) -> dict[str, Any]:
+def _made_from(job: Job) -> dict[str, Any]:
+    exported = exported_member(job)
     return {
         "files": {name: exported.files[name].sha256 for name in (MODEL_FILE, DATA_FILE)},
-        "build": plain(member.build),
-        "profiles": plain(profiles_of(member.max_tokens, config.serving.max_batch_size)),
+        "build": plain(job.classifier.build),
+        "profiles": plain(profiles_of(job.member.max_tokens, job.config.serving.max_batch_size)),
     }

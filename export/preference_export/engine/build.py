@@ -4,92 +4,22 @@ The network is strongly typed: dtypes are those of the graph, and nothing here c
 the graph came from, nor what becomes of the engine.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 
-from preference_core import tensors
 from preference_core.artefacts.replacement import replaced_file
-from preference_core.ensemble.settings import Build, Member
-from preference_core.errors import ArtefactError, SystemFailure, UserError
+from preference_core.ensemble.settings import Build
+from preference_core.errors import ArtefactError, SystemFailure
 from preference_core.progress import StepDone
 from preference_export.engine.operators import refusals
+from preference_export.engine.profiles import Profile
+from preference_export.engine.runtimes import tensorrt_module
 
-#: Sequences of full length whose tokens the latency profile admits: one in both orders, and a little company.
-LATENCY_SEQUENCES = 4
-NO_GPU = "none"
 SHOWN_REFUSALS = 20
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Smallest, usual and largest length of each input; TensorRT picks its kernels for the usual one."""
-
-    name: str
-    lengths: Mapping[str, tuple[int, int, int]]
-
-
-def profiles_of(max_tokens: int, max_batch_size: int) -> tuple[Profile, ...]:
-    """A latency profile (tuned for one sequence of full length) and a throughput profile (for a full batch).
-
-    Triton chooses by the tokens of a batch alone: of the profiles that admit as many, the one whose usual number is
-    nearest. So the latency profile is bounded by tokens, and admits as many sequences as a batch may have: sixteen
-    short ones go there as well. The last profile admits every batch. There is only one where batches are small.
-    """
-    few = min(LATENCY_SEQUENCES, max_batch_size)
-    latency = _profile("latency", max_tokens, 1, max_batch_size, few * max_tokens)
-    if few == max_batch_size:
-        return (latency,)
-    whole = max_batch_size * max_tokens
-    return latency, _profile("throughput", max_tokens, max_batch_size, max_batch_size, whole)
-
-
-def _profile(name: str, max_tokens: int, usual: int, most: int, most_tokens: int) -> Profile:
-    longest = max(1, max_tokens // 2) if usual > 1 else max_tokens
-    return Profile(
-        name,
-        {
-            tensors.INPUT_IDS.name: (1, usual * longest, most_tokens),
-            tensors.CU_SEQLENS.name: (2, usual + 1, most + 1),
-            tensors.MAX_SEQLEN.name: (1, longest, max_tokens),
-        },
-    )
-
-
-def tensorrt_module() -> Any:
-    """The `tensorrt` package; a `UserError` where it is not installed."""
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise UserError(
-            f"TensorRT is not installed here: {error}",
-            hint='Install it with `pip install "preference-export[engine]"`.',
-        ) from error
-    return tensorrt
-
-
-def gpu_architecture() -> str:
-    """Compute capability of the GPU in use, such as `sm_90`; `none` on a machine without one."""
-    if not torch.cuda.is_available():
-        return NO_GPU
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}"
-
-
-def use_gpu_of(member: Member) -> None:
-    """Builds and runs on the first of the GPUs that the member is served on; without any GPU there is nothing to do."""
-    if torch.cuda.is_available() and member.gpus:
-        if member.gpus[0] >= torch.cuda.device_count():
-            raise UserError(
-                f"`gpus` of `{member.name}` begins with {member.gpus[0]}; this machine has {torch.cuda.device_count()}",
-                hint="Number them from 0.",
-            )
-        torch.cuda.set_device(member.gpus[0])
 
 
 def check_operators(path: Path) -> None:

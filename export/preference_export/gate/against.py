@@ -21,8 +21,10 @@ from preference_core.errors import UserError, nearest
 from preference_core.files.formats import Row
 from preference_core.files.rows import values_by_id
 from preference_core.progress import StepDone
+from preference_export.checkpoint.job import Job
 from preference_export.gate.causes import Case, likeliest_cause, rules_of
 from preference_export.gate.check import subject_of
+from preference_export.gate.compare import ways_of
 from preference_export.gate.parity import limits_of, over
 from preference_export.original.model import Logits, TokenIds
 
@@ -53,13 +55,15 @@ class Agreement:
 
 
 def compare_with_owner(
-    config: Config, member: Member | None, predictions: Path, battles: Path, report: StepDone
+    jobs: Sequence[Job], member: Member | None, predictions: Path, battles: Path, report: StepDone
 ) -> Agreement:
-    """Compares the ensemble, or one `member` alone, with a file of the owner's predictions.
+    """Compares the ensemble of `jobs`, or one `member` alone, with a file of the owner's predictions.
 
     `report` hears a member's name, how many battles are done, and of how many.
     """
-    members = config.members if member is None else (member,)
+    config = jobs[0].config
+    chosen = {job.member.name: job for job in jobs if member in (None, job.member)}
+    members = [job.member for job in chosen.values()]
     theirs = values_by_id(predictions, lambda row: _probabilities(row, config.labels, member))
     known = values_by_id(battles, lambda row: _battle(row, config.labels))
     unknown = next((identity for identity in theirs if identity not in known), None)
@@ -68,11 +72,11 @@ def compare_with_owner(
         raise UserError(f"`{predictions}` {what}", hint="Name the file that was scored with `--battles`.")
     ids = [identity for identity in known if identity in theirs]
     texts = [known[identity][0] for identity in ids]
-    encoders = {m.name: encoder_from_folder(config.folders.exported(m.name)) for m in members}
+    encoders = {name: encoder_from_folder(job.exported) for name, job in chosen.items()}
     encoded = {name: encoder.encode_batch(texts) for name, encoder in encoders.items()}
 
     def opened(name: str) -> Callable[[Sequence[TokenIds]], Logits]:
-        ((classifier, _), *_) = subject_of(config, next(m for m in members if m.name == name)).open()
+        ((classifier, _), *_) = ways_of(chosen[name], subject_of(chosen[name]).file)
 
         def run(sequences: Sequence[TokenIds]) -> Logits:
             rows = []

@@ -4,11 +4,12 @@ Nothing but the owner knows whether this is the text of training.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from preference_core.battles.encoders import encoder_from_folder
 from preference_core.battles.tokenisation import BattleTokenizer
-from preference_export.original.sample import Sample
+from preference_export.checkpoint.job import Job
+from preference_export.original.calibration import sample_of
+from preference_export.original.sample import read_sample
 
 #: Ids shown from each end, and characters of text.
 SHOWN_IDS = 4
@@ -32,11 +33,12 @@ class Example:
         return [f"text {text!r}", f"{self.tokens} ids {first} ... {last}"]
 
 
-def example_of(folder: Path, sample: Sample) -> Example | None:
+def example_of(job: Job) -> Example | None:
     """The shortest of the sample battles that have all their texts; None for a member that reads no text."""
-    encoder = encoder_from_folder(folder)
+    encoder = encoder_from_folder(job.exported)
     if not isinstance(encoder, BattleTokenizer):
         return None
+    sample = read_sample(sample_of(job.config), job.config.labels)
     texts = [encoder.template.field_texts(battle) for battle in sample.battles]
     lengths = [(not all(text.values()), sum(map(len, text.values()))) for text in texts]
     battle = sample.battles[lengths.index(min(lengths))]

@@ -13,7 +13,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from preference_export.gate.onnx_classifier import CPU_PROVIDER, feeds_of, session_of
+from preference_export.engine.runtimes import CPU_PROVIDER
+from preference_export.gate.onnx_classifier import feeds_of, session_of
 from preference_export.gate.parity import packs
 from preference_export.graph.packed import HIDDEN
 from preference_export.original.model import Logits, TokenIds

@@ -8,7 +8,7 @@ import torch
 
 from preference_core import tensors
 from preference_core.errors import ArtefactError, SystemFailure
-from preference_export.engine.build import gpu_architecture, tensorrt_module
+from preference_export.engine.runtimes import gpu_architecture, tensorrt_module
 from preference_export.gate.onnx_classifier import feeds_of
 from preference_export.original.model import Logits, TokenIds
 

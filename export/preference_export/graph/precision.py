@@ -6,19 +6,16 @@ graphs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from preference_core.ensemble.settings import Config, Member, Precision, Quantisation
 from preference_core.errors import UserError
 
-GEMM_DTYPES: Mapping[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
-QUANTISED_DTYPES: Mapping[Precision, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+if TYPE_CHECKING:
+    import torch
+
+GEMM_DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+QUANTISED_DTYPES: Mapping[Precision, str] = {"int8": "int8", "fp8": "float8_e4m3fn"}
 
 #: Options of ONNX Runtime's CUDA provider. Its default, TF32, rounds what FP32 GEMMs multiply to 10 bits.
 CUDA_OPTIONS = {"use_tf32": "0"}
@@ -26,14 +23,14 @@ CUDA_OPTIONS = {"use_tf32": "0"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """`dtype` of the embedding and of all GEMMs but the head; where `quantised` is set, GEMMs are in that instead.
+    """`gemms` is the dtype of the embedding and of all GEMMs but the head; with `quantised_gemms`, GEMMs are in that.
 
-    `dynamic` finds the scales of activations at run time. `keep` are patterns of GEMMs that stay in `dtype`; `alpha` is
-    SmoothQuant's, None without smoothing.
+    Both are names of torch. `dynamic` finds the scales of activations at run time. `keep` are patterns of GEMMs that
+    stay in `gemms`; `alpha` is SmoothQuant's, None without smoothing.
     """
 
-    dtype: torch.dtype
-    quantised: torch.dtype | None = None
+    gemms: str
+    quantised_gemms: str | None = None
     dynamic: bool = False
     keep: tuple[str, ...] = ()
     alpha: float | None = None
@@ -41,14 +38,28 @@ class Recipe:
     @property
     def described(self) -> dict[str, Any]:
         """The same as plain text and numbers, for manifests."""
-        dtypes = {"gemms": self.dtype, "quantised_gemms": self.quantised}
-        named = {key: str(dtype).removeprefix("torch.") for key, dtype in dtypes.items() if dtype is not None}
-        return {**named, "dynamic": self.dynamic, "keep": list(self.keep), "alpha": self.alpha}
+        quantised = {"quantised_gemms": self.quantised_gemms} if self.quantised_gemms else {}
+        return {"gemms": self.gemms, **quantised, "dynamic": self.dynamic, "keep": list(self.keep), "alpha": self.alpha}
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether ONNX Runtime runs such a graph on a CPU."""
+        return self.gemms != "bfloat16"
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """`gemms` as torch has it."""
+        return _torch_dtype(self.gemms)
+
+    @property
+    def quantised(self) -> "torch.dtype | None":
+        """`quantised_gemms` as torch has it."""
+        return _torch_dtype(self.quantised_gemms) if self.quantised_gemms else None
 
     @property
     def calibrated(self) -> bool:
         """Whether ranges of activations must be known before the export."""
-        return self.quantised is not None and not self.dynamic
+        return self.quantised_gemms is not None and not self.dynamic
 
 
 def recipe_of(member: Member) -> Recipe:
@@ -60,19 +71,26 @@ def recipe_of(member: Member) -> Recipe:
     implied = "dynamic" if member.precision == "int8" and not member.on_gpu else "static"
     dynamic = (settings.method or implied) == "dynamic"
     return Recipe(
-        dtype=GEMM_DTYPES[settings.precision or ("fp32" if dynamic else "fp16")],
-        quantised=quantised,
+        gemms=GEMM_DTYPES[settings.precision or ("fp32" if dynamic else "fp16")],
+        quantised_gemms=quantised,
         dynamic=dynamic,
         keep=settings.keep,
-        alpha=settings.alpha if quantised == torch.int8 and not dynamic and settings.alpha > 0 else None,
+        alpha=settings.alpha if quantised == "int8" and not dynamic and settings.alpha > 0 else None,
     )
 
 
 def check_supported(config: Config) -> None:
     """Raises for what cannot be served as configured, before anything is fetched or written."""
     for member in config.members:
-        if not member.on_gpu and recipe_of(member).dtype == torch.bfloat16:
+        if not member.on_gpu and not recipe_of(member).runs_on_cpu:
             raise UserError(
                 f"Member `{member.name}`: ONNX Runtime does not run bf16 on a CPU",
                 hint='Use `precision = "fp16"` or "fp32" there; or set `gpus`, or `engine = "tensorrt"`.',
             )
+
+
+def _torch_dtype(name: str) -> "torch.dtype":
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -1,43 +1,41 @@
-"""The measured ranges of a member's activations: where they are, what they were measured on, and how they are read.
+"""The measured ranges of a member's activations: what they were measured on, and whether they may be used.
 
 `original.calibration` measures them.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from safetensors.torch import load_file
-
-from preference_core.artefacts.manifest import verify
-from preference_core.ensemble.settings import Classifier, Config
+from preference_core.artefacts.manifest import Manifest, verify
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ArtefactError
 from preference_core.structure import plain
-from preference_export.graph.quantise import Ranges
+from preference_export.checkpoint.job import Job
 
 KIND = "calibration"
-RANGES_FILE = "calibration.safetensors"
 
 
-def ranges_of(config: Config, member: Classifier, inputs: Mapping[str, Any]) -> tuple[Ranges, dict[str, Any]]:
-    """The measured ranges of a member by GEMM, and what identifies them.
+def calibration_of(job: Job) -> Manifest:
+    """The manifest of a member's ranges.
 
-    `ArtefactError` when there are none, or they are of other files than `inputs` (hashes by role) or other settings.
+    `ArtefactError` when there are none, or they are of other files of base and adapters, or of other settings.
     """
-    folder = config.folders.calibration(member.name)
-    if not folder.is_dir():
+    if KIND in job.made:
+        return job.made[KIND]
+    if not job.calibration.is_dir():
         raise ArtefactError(
-            f"Member `{member.name}` is not calibrated: there is no `{folder}`",
+            f"Member `{job.member.name}` is not calibrated: there is no `{job.calibration}`",
             hint="Run `preference-export calibrate` (or `all`) with this configuration.",
         )
-    manifest = verify(folder)
-    for key, now in (("settings", calibration_settings(member)), ("inputs", inputs)):
+    manifest = verify(job.calibration)
+    for key, now in (("settings", calibration_settings(job.classifier)), ("inputs", job.inputs)):
         if manifest.made_from.get(key) != now:
             what = "settings" if key == "settings" else "files of `base` and `adapter`"
             raise ArtefactError(
-                f"Member `{member.name}` was calibrated with other {what} than there are now: `{folder}`",
+                f"Member `{job.member.name}` was calibrated with other {what} than there are now: `{job.calibration}`",
                 hint="Run `preference-export calibrate` (or `all`) with this configuration.",
             )
-    return load_file(folder / RANGES_FILE), {"sha256": manifest.files[RANGES_FILE].sha256}
+    job.made[KIND] = manifest
+    return manifest
 
 
 def calibration_settings(member: Classifier) -> dict[str, Any]:

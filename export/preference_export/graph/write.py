@@ -37,7 +37,7 @@ TRACED_TOKENS, TRACED_SEQUENCES, TRACED_LONGEST = 11, 3, 5
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnx_ir.passes.common.initializer_deduplication")
 
-SINGLE_PRECISION = Recipe(torch.float32)
+SINGLE_PRECISION = Recipe("float32")
 
 
 def classifier_without_data(

@@ -3,10 +3,11 @@
 import math
 
 from preference_core.battles.lengths import read_buckets
-from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
+from preference_core.ensemble.settings import LengthBaseline
 from preference_export.checkpoint.files import TensorFiles
+from preference_export.checkpoint.job import Job
 from preference_export.checkpoint.source import Source
-from preference_export.graph.member import open_member
+from preference_export.graph.make import open_member
 from preference_export.original.layered import LayeredReference
 from preference_export.original.lengths import LengthReference
 from preference_export.original.memory import device_in_use, fits
@@ -16,21 +17,21 @@ from preference_export.original.whole import Reference
 FLOAT_BYTES = 4
 
 
-def reference_of(config: Config, member: Member, source: Source) -> Model:
+def reference_of(job: Job) -> Model:
     """What a member is compared with: the original model, whole where it fits into memory, or its length buckets."""
-    if isinstance(member, LengthBaseline):
-        return LengthReference(read_buckets(source.base.folder, config.labels))
-    weights = open_member(config, member, source).weights
+    if isinstance(job.member, LengthBaseline):
+        return LengthReference(read_buckets(job.source.base.folder, job.config.labels))
+    source, weights = job.source, open_member(job).weights
     parameters = sum(math.prod(shape) for shape in weights.shapes.values())
     if len(source.adapters) > 1 or fits(FLOAT_BYTES * parameters, device_in_use()):
-        return _whole(source, weights.base, len(config.labels))
+        return _whole(source, weights.base, len(job.config.labels))
     adapter = source.adapters[0].folder if source.adapters else None
-    return LayeredReference(source.base.folder, adapter, len(config.labels), weights.base)
+    return LayeredReference(source.base.folder, adapter, len(job.config.labels), weights.base)
 
 
-def original_of(config: Config, member: Classifier, source: Source) -> Reference:
+def original_of(job: Job) -> Reference:
     """The original model, whole."""
-    return _whole(source, open_member(config, member, source).weights.base, len(config.labels))
+    return _whole(job.source, open_member(job).weights.base, len(job.config.labels))
 
 
 def _whole(source: Source, base: TensorFiles, labels: int) -> Reference:

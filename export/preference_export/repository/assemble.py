@@ -7,14 +7,14 @@ versions, so version folders of different exports could not share one.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from preference_core import tensors
 from preference_core.artefacts.artefact import Artefact
-from preference_core.artefacts.manifest import REPOSITORY, Manifest, fingerprint, read_manifest, verify
+from preference_core.artefacts.manifest import REPOSITORY, fingerprint, read_manifest, verify
 from preference_core.artefacts.replacement import end_exchange, exchange, link_or_copy
 from preference_core.battles.encoders import ENCODER_FILES
 from preference_core.ensemble.settings import Config, Member
@@ -22,6 +22,7 @@ from preference_core.errors import ArtefactError
 from preference_core.structure import plain, structure
 from preference_core.triton_model import UNCHECKED
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
+from preference_export.checkpoint.job import Job
 from preference_export.checkpoint.source import check_made_from
 from preference_export.engine.artefact import built_engine
 from preference_export.gate.parity import BROKEN, Parity, exceeded, limits_of
@@ -60,16 +61,19 @@ class Part:
     sha256: str = ""
 
 
-def assemble(config: Config, *, allow_unchecked: bool = False, check_inputs: bool = False) -> Assembled:
+def assemble(
+    config: Config, jobs: Sequence[Job], *, allow_unchecked: bool = False, check_inputs: bool = False
+) -> Assembled:
     """Builds `config.folders.repository` from checked members; leaves it alone when its content would be the same.
 
     Raises `ArtefactError` for members that are not checked, unless `allow_unchecked`: then the manifest names them, and
     the server's log will. What did not pass, or would not pass today's limits, is always refused. `check_inputs`
     refuses a member that was exported from another base or adapter than the configuration names now.
     """
-    end_exchange(config.folders.repository, config.folders.previous_repository)
-    manifests = {member.name: exported_member(config, member) for member in config.members}
-    engines = {member.name: built_engine(config, member) for member in config.members if member.engine == "tensorrt"}
+    repository, previous = config.folders.repository, config.folders.previous_repository
+    end_exchange(repository, previous)
+    manifests = {job.member.name: exported_member(job) for job in jobs}
+    engines = {job.member.name: built_engine(job) for job in jobs if job.member.engine == "tensorrt"}
     for member in config.members:
         exported, engine = manifests[member.name], engines.get(member.name)
         if check_inputs:
@@ -83,20 +87,19 @@ def assemble(config: Config, *, allow_unchecked: bool = False, check_inputs: boo
             f"What would be served of `{unchecked[0]}` was not compared with the original model",
             hint="Run `preference-export check` where it runs (an engine: on its GPU), or give `--unchecked`.",
         )
-    parts = _sources(config) | _artefacts(config, manifests, engines)
+    parts = _sources(config) | _artefacts(jobs)
     content = fingerprint({"files": {name: part.sha256 for name, part in parts.items()}, "unchecked": unchecked})
-    current = _current(config.folders.repository)
-    if current is not None and current.made_from.get("content") == content:
+    artefact = Artefact(repository, REPOSITORY, {"content": content})
+    current = artefact.current("version")
+    if current is not None:
         return Assembled(int(current.details["version"]), changed=False)
     configs = model_configs(config)
     for ensemble in (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC):
         configs[ensemble].parameters[tensors.CONTENT_PARAMETER].string_value = content
         parts[f"{ensemble}/{CONFIG_FILE}"] = _text(text_of(configs[ensemble]))
-    version = 1 + max(map(_latest_version, (config.folders.repository, config.folders.previous_repository)))
-    made_from = {"content": content, "members": {name: manifest.made_from for name, manifest in manifests.items()}}
+    version = 1 + max(map(_latest_version, (repository, previous)))
     made_by = {name: value for m in (*manifests.values(), *engines.values()) for name, value in m.versions.items()}
-    artefact = Artefact(config.folders.repository, REPOSITORY, made_from, made_by)
-    with artefact.draft(keep_as=config.folders.previous_repository, parity=parity) as draft:
+    with replace(artefact, versions=made_by).draft(keep_as=previous, parity=parity) as draft:
         draft.known_hashes = _write(draft.folder, parts, version)
         for ensemble in (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC):
             (draft.folder / ensemble / str(version)).mkdir()
@@ -104,7 +107,8 @@ def assemble(config: Config, *, allow_unchecked: bool = False, check_inputs: boo
             "ensemble": config.name,
             "version": version,
             "labels": list(config.labels),
-            "members": [member.name for member in config.members],
+            "members": list(manifests),
+            "made_from": {name: manifest.made_from for name, manifest in manifests.items()},
             "engines": {name: engine.details for name, engine in engines.items()},
             UNCHECKED: unchecked,
         }
@@ -164,19 +168,19 @@ def _sources(config: Config) -> dict[str, Part]:
     return parts
 
 
-def _artefacts(config: Config, manifests: Mapping[str, Manifest], engines: Mapping[str, Manifest]) -> dict[str, Part]:
+def _artefacts(jobs: Sequence[Job]) -> dict[str, Part]:
     """The files of every member, by path; what is run goes to the member's model, encoders to `tokenize`."""
     parts = {}
-    for member in config.members:
-        folder, manifest = config.folders.exported(member.name), manifests[member.name]
+    for job in jobs:
+        name, folder, manifest = job.member.name, job.exported, exported_member(job)
         for file in filter(manifest.files.__contains__, ENCODER_FILES):
-            path = f"{tensors.TOKENIZE}/{VERSION}/{member.name}/{file}"
+            path = f"{tensors.TOKENIZE}/{VERSION}/{name}/{file}"
             parts[path] = Part(source=folder / file, sha256=manifest.files[file].sha256)
         run: tuple[str, ...] = (MODEL_FILE, DATA_FILE)
-        if member.name in engines:
-            folder, manifest, run = config.folders.engine(member.name), engines[member.name], (PLAN_FILE,)
+        if job.member.engine == "tensorrt":
+            folder, manifest, run = job.engine, built_engine(job), (PLAN_FILE,)
         for file in filter(manifest.files.__contains__, run):
-            parts[f"{member.name}/{VERSION}/{file}"] = Part(source=folder / file, sha256=manifest.files[file].sha256)
+            parts[f"{name}/{VERSION}/{file}"] = Part(source=folder / file, sha256=manifest.files[file].sha256)
     return parts
 
 
@@ -197,15 +201,6 @@ def _write(folder: Path, parts: Mapping[str, Part], version: int) -> dict[str, s
 
 def _text(text: str) -> Part:
     return Part(text=text, sha256=hashlib.sha256(text.encode()).hexdigest())
-
-
-def _current(repository: Path) -> Manifest | None:
-    """The manifest of a repository that is there and unchanged."""
-    try:
-        manifest = verify(repository)
-    except ArtefactError:
-        return None
-    return manifest if isinstance(manifest.details.get("version"), int) else None
 
 
 def _latest_version(repository: Path) -> int:

@@ -1,0 +1,120 @@
+"""Makes a member's ONNX: opens its checkpoint, checks it in full, and fills the folder of the artefact.
+
+What a step does in detail is in the modules it calls; `member` decides whether there is anything to make.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+
+from preference_core.artefacts.artefact import Draft
+from preference_core.battles.lengths import read_buckets, write_buckets
+from preference_core.battles.tokenisation import write_tokenisation
+from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.progress import BytesDone
+from preference_export.artefacts.names import DOUBTS, RANGES_FILE, WEIGHT_BYTES
+from preference_export.checkpoint.adapter import check_named_base, check_no_adapter, read_adapter
+from preference_export.checkpoint.architecture import Architecture, architecture_of, hugging_face_config
+from preference_export.checkpoint.doubts import doubts_of
+from preference_export.checkpoint.head_labels import check_head
+from preference_export.checkpoint.job import Job
+from preference_export.checkpoint.merge import MergedWeights
+from preference_export.checkpoint.rounding import open_base
+from preference_export.checkpoint.tokenizer_check import check_ids, check_reading, tokenizer_of
+from preference_export.graph.blocks import block_size
+from preference_export.graph.casts import ParameterSpec, written_specs
+from preference_export.graph.length_buckets import write_onnx
+from preference_export.graph.precision import Recipe, recipe_of
+from preference_export.graph.quantise import quantised_gemms
+from preference_export.graph.write import (
+    checkpoint_shapes,
+    classifier_without_data,
+    export_onnx,
+    linear_modules,
+    parameter_specs,
+)
+
+
+@dataclass(frozen=True)
+class OpenedMember:
+    """A member whose checkpoint was checked in full, without any tensor data read yet."""
+
+    architecture: Architecture
+    weights: MergedWeights
+    specs: Mapping[str, ParameterSpec]
+    labels: int
+    recipe: Recipe
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all weights in the ONNX file."""
+        return sum(spec.bytes for spec in self.specs.values())
+
+    @property
+    def merged_bytes(self) -> int:
+        """Bytes of all weights in a merged checkpoint, which is never quantised."""
+        return sum(torch.Size(shape).numel() for shape in self.weights.shapes.values()) * self.recipe.dtype.itemsize
+
+
+def open_member(job: Job) -> OpenedMember:
+    """Reads configuration and headers, and refuses whatever does not fit together."""
+    config, member, source = job.config, job.classifier, job.source
+    check_no_adapter(source.base.folder)
+    published = hugging_face_config(source.base.folder)
+    architecture = architecture_of(published)
+    architecture.check_length(member.max_tokens)
+    if member.engine == "tensorrt":
+        architecture.check_scores(config.serving.max_batch_size, member.max_tokens, block_size(member.max_tokens))
+    recipe = recipe_of(member)
+    model = classifier_without_data(architecture, len(config.labels))
+    modules = linear_modules(model)
+    base = open_base(source.base.folder, published, member.base_rounding, modules)
+    adapters = [read_adapter(adapter.folder, modules) for adapter in source.adapters]
+    for adapter in adapters:
+        check_named_base(adapter, member)
+    check_ids(source.base.folder, architecture.vocabulary)
+    check_head(member, published, [adapter.folder for adapter in source.adapters], config.labels)
+    weights = MergedWeights(base, adapters, checkpoint_shapes(model))
+    specs = written_specs(parameter_specs(model), recipe, quantised_gemms(modules, recipe))
+    return OpenedMember(architecture, weights, specs, len(config.labels), recipe)
+
+
+def fill(draft: Draft, job: Job, started: Callable[[int], None], report: BytesDone) -> None:
+    """Writes a classifier's ONNX and tokenizer. `started` is told the number of bytes to come, `report` those written.
+
+    Nothing is written before everything was checked.
+    """
+    opened = open_member(job)
+    tokenizer = tokenizer_of(job.source).folder
+    tokenisation = settings_of_checkpoint(tokenizer, job.classifier)
+    check_reading(job.classifier, job.source, tokenisation)
+    ranges = load_file(job.calibration / RANGES_FILE) if opened.recipe.calibrated else None
+    started(opened.bytes)
+    write_tokenisation(draft.folder, tokenizer, tokenisation)
+    draft.known_hashes = export_onnx(
+        draft.folder,
+        opened.architecture,
+        opened.weights,
+        opened.labels,
+        opened.recipe,
+        report,
+        ranges,
+        max_tokens=job.classifier.max_tokens,
+    )
+    modules = [name.removesuffix(".weight") for name in opened.weights.shapes if name.endswith("_proj.weight")]
+    doubts = [doubt for adapter in opened.weights.adapters for doubt in doubts_of(adapter, modules)]
+    draft.details |= {
+        "architecture": opened.architecture.model_type,
+        WEIGHT_BYTES: opened.bytes,
+        DOUBTS: doubts,
+    }
+
+
+def fill_length_buckets(draft: Draft, job: Job) -> None:
+    """Writes the length baseline's ONNX and buckets."""
+    buckets = read_buckets(job.source.base.folder, job.config.labels)
+    write_buckets(draft.folder, buckets)
+    draft.known_hashes = write_onnx(draft.folder, buckets)
+    draft.details |= {"architecture": job.member.kind, WEIGHT_BYTES: buckets.log_probabilities().nbytes}
