@@ -4,7 +4,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.gate.onnx_classifier import OnnxClassifier
@@ -13,7 +12,7 @@ from preference_export.graph.blocks import NO_END, block_bounds, block_size
 from preference_export.graph.precision import Recipe
 from preference_export.original.whole import Reference
 
-SINGLE = Recipe(torch.float32)
+SINGLE = Recipe("float32")
 BLOCK, TOKENS = 16, 64  # those of `tracer`
 EDGES = (1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1, TOKENS - 1, TOKENS)
 
