@@ -14,7 +14,7 @@ from preference_core.artefacts.manifest import FILE_NAME
 from preference_core.ensemble.settings import Config, Member, Precision
 from preference_core.errors import SystemFailure, UserError
 from preference_export.engine.runtimes import NO_GPU, gpu_architecture, tensorrt_module
-from preference_export.graph.precision import recipe_of
+from preference_export.graph.precision import dtypes_of
 
 WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 GPU_HINT = "Export on a machine with the GPU that will serve it."
@@ -31,7 +31,7 @@ def calibration(config: Config) -> None:
     """ModelOpt is installed, if there is a member whose ranges were never measured."""
     for member in config.members:
         measured = (config.folders.calibration(member.name) / FILE_NAME).is_file()
-        if recipe_of(member).calibrated and not measured and find_spec("modelopt") is None:
+        if dtypes_of(member).calibrated and not measured and find_spec("modelopt") is None:
             from preference_export.original.activations import import_modelopt
 
             import_modelopt()

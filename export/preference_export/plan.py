@@ -19,7 +19,7 @@ from preference_export.engine.profiles import Profile, profiles_of
 from preference_export.graph.blocks import block_size
 from preference_export.graph.casts import written_specs
 from preference_export.graph.packed import Gemm
-from preference_export.graph.precision import check_supported, recipe_of
+from preference_export.graph.precision import check_supported, dtypes_of
 from preference_export.graph.quantise import quantised_gemms
 from preference_export.graph.write import classifier_without_data, linear_modules, parameter_specs
 
@@ -80,8 +80,8 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
     parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
     largest = max(module.weight.numel() for module in model.modules() if isinstance(module, Gemm))
     total = sum(parameters.values())
-    recipe = recipe_of(member)
-    written = written_specs(parameter_specs(model), recipe, quantised_gemms(linear_modules(model), recipe))
+    dtypes = dtypes_of(member)
+    written = written_specs(parameter_specs(model), dtypes, quantised_gemms(linear_modules(model), dtypes))
     return MemberPlan(
         member=member.name,
         base=member.base,

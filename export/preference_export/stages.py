@@ -19,7 +19,7 @@ from preference_export.checkpoint.job import Job
 from preference_export.engine.artefact import build_member_engine, built_engine
 from preference_export.gate.check import CannotCheckError, check_member
 from preference_export.graph.member import export_member, exported_member
-from preference_export.graph.precision import check_supported, recipe_of
+from preference_export.graph.precision import check_supported, dtypes_of
 from preference_export.original.calibration import calibrate_member, sample_of
 from preference_export.repository import assemble as repositories
 from preference_export.run import Run, byte_progress, phase_progress
@@ -52,13 +52,13 @@ def merge(run: Run, job: Job) -> None:
     target = run.config.folders.merged(name)
     with freed_memory_kept(), byte_progress(f"merge {name}") as (started, report), replaced_folder(target) as folder:
         started(opened.merged_bytes)
-        write_checkpoint(folder, base, opened.weights, run.config.labels, opened.recipe.dtype, report)
+        write_checkpoint(folder, base, opened.weights, run.config.labels, opened.dtypes.dtype, report)
     run.add("merge", name, changed=True, folder=target, weight_bytes=opened.merged_bytes)
 
 
 def calibrate(run: Run, job: Job) -> None:
     """Measures the ranges of a member that needs them."""
-    if isinstance(job.member, Classifier) and recipe_of(job.member).calibrated:
+    if isinstance(job.member, Classifier) and dtypes_of(job.member).calibrated:
         run.add("calibrate", job.member.name, changed=calibrate_member(job), folder=job.calibration)
 
 

@@ -30,7 +30,7 @@ from preference_export.checkpoint.architecture import architecture_of, hugging_f
 from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
 from preference_export.graph import blocks
-from preference_export.graph.precision import Recipe
+from preference_export.graph.precision import Dtypes
 from preference_export.graph.write import (
     checkpoint_shapes,
     classifier_without_data,
@@ -148,7 +148,7 @@ def exported(request, tracer):
         folder = request.getfixturevalue("finished_project").folder
         return Exported(folder / "base", folder / "adapter", folder / "build" / "tiny" / "members" / "gemma")
     traced = tracer.of(request.param)
-    return Exported(traced.base, traced.adapter, tracer.export(request.param, "fp32", Recipe("float32")))
+    return Exported(traced.base, traced.adapter, tracer.export(request.param, "fp32", Dtypes("float32")))
 
 
 @dataclass
@@ -181,8 +181,8 @@ class Tracer:
             self.traced[architecture] = Traced(base, adapter, graph, *self.measured(base, adapter))
         return self.traced[architecture]
 
-    def export(self, architecture, name, recipe, weights=None):
-        """The folder of an export of that recipe; made once, unless it has other weights."""
+    def export(self, architecture, name, dtypes, weights=None):
+        """The folder of an export with those dtypes; made once, unless it has other weights."""
         traced, folder = self.of(architecture), self.folder / architecture / name
         if not folder.exists():
             folder.mkdir()
@@ -191,7 +191,7 @@ class Tracer:
             settings = {"ranges": traced.ranges, "graph": traced.graph.clone(), "max_tokens": TRACED_TOKENS}
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(blocks, "BLOCK", TRACED_BLOCK)
-                export_onnx(folder, description, weights, LABELS, recipe, **settings)
+                export_onnx(folder, description, weights, LABELS, dtypes, **settings)
         return folder
 
     def description(self, base):
@@ -222,7 +222,7 @@ def tracer(make, tmp_path_factory, sequences):
 @pytest.fixture(scope="session")
 def exported_in_half_precision(tracer):
     traced = tracer.of("gemma2")
-    return Exported(traced.base, traced.adapter, tracer.export("gemma2", "fp16", Recipe("float16")))
+    return Exported(traced.base, traced.adapter, tracer.export("gemma2", "fp16", Dtypes("float16")))
 
 
 @pytest.fixture(scope="session")

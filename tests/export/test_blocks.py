@@ -9,10 +9,10 @@ from preference_export.artefacts.names import MODEL_FILE
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.scan import scan
 from preference_export.graph.blocks import NO_END, block_bounds, block_size
-from preference_export.graph.precision import Recipe
+from preference_export.graph.precision import Dtypes
 from preference_export.original.whole import Reference
 
-SINGLE = Recipe("float32")
+SINGLE = Dtypes("float32")
 BLOCK, TOKENS = 16, 64  # those of `tracer`
 EDGES = (1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1, TOKENS - 1, TOKENS)
 

@@ -13,7 +13,7 @@ from preference_export.artefacts.versions import versions
 from preference_export.engine.build import build_engine, check_operators
 from preference_export.engine.operators import refusals
 from preference_export.engine.profiles import profiles_of
-from preference_export.graph.precision import Recipe
+from preference_export.graph.precision import Dtypes
 from preference_export.repository.triton_config import message_of
 
 QUICK = "\nbuild = { workspace_mebibytes = 256, optimisation_level = 0 }"
@@ -75,8 +75,8 @@ def test_what_tensorrt_would_refuse_is_listed_whole():
 
 @pytest.mark.slow
 def test_graphs_of_every_static_precision_are_accepted_and_dynamic_ones_are_not(tracer):
-    check_operators(tracer.export("gemma2", "fp8", Recipe("float16", "float8_e4m3fn")) / MODEL_FILE)
-    dynamic = tracer.export("llama", "dynamic", Recipe("float32", "int8", dynamic=True)) / MODEL_FILE
+    check_operators(tracer.export("gemma2", "fp8", Dtypes("float16", "float8_e4m3fn")) / MODEL_FILE)
+    dynamic = tracer.export("llama", "dynamic", Dtypes("float32", "int8", dynamic=True)) / MODEL_FILE
     with pytest.raises(ArtefactError, match=r"(?s)would refuse .*DynamicQuantizeLinear.*MatMulInteger.* more"):
         check_operators(dynamic)
 

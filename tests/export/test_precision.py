@@ -11,19 +11,19 @@ from preference_export.engine.build import build_engine
 from preference_export.engine.profiles import profiles_of
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import exceeded, limits_of, measure
-from preference_export.graph.precision import Recipe, check_supported, recipe_of
+from preference_export.graph.precision import Dtypes, check_supported, dtypes_of
 from preference_export.graph.quantise import QuantisedWeights, grouped, quantised_gemms
 
 ARCHITECTURES = ("gemma2", "llama", "qwen2")
 RECIPES = {
-    "fp32": Recipe("float32"),
-    "fp16": Recipe("float16"),
-    "bf16": Recipe("bfloat16"),
-    "int8": Recipe("float16", "int8", alpha=0.5),
-    "fp8": Recipe("float16", "float8_e4m3fn"),
-    "int8 with bf16": Recipe("bfloat16", "int8", alpha=0.5),
+    "fp32": Dtypes("float32"),
+    "fp16": Dtypes("float16"),
+    "bf16": Dtypes("bfloat16"),
+    "int8": Dtypes("float16", "int8", alpha=0.5),
+    "fp8": Dtypes("float16", "float8_e4m3fn"),
+    "int8 with bf16": Dtypes("bfloat16", "int8", alpha=0.5),
 }
-DYNAMIC = Recipe("float32", "int8", dynamic=True)
+DYNAMIC = Dtypes("float32", "int8", dynamic=True)
 ONNX = onnx.TensorProto
 GEMM_DTYPES = {
     "fp32": ONNX.FLOAT,
@@ -104,8 +104,8 @@ def test_only_matrix_products_and_the_embedding_leave_single_precision(tracer, p
 
 
 def test_kept_layers_stay_in_the_higher_precision(tracer, sequences):
-    recipe = Recipe("float16", "int8", keep=("layers.0.*", "*.o_proj"), alpha=0.5)
-    folder = tracer.export("llama", "kept", recipe)
+    dtypes = Dtypes("float16", "int8", keep=("layers.0.*", "*.o_proj"), alpha=0.5)
+    folder = tracer.export("llama", "kept", dtypes)
     kinds = {tensor.name: tensor.data_type for tensor in graph_in(folder).initializer}
     assert kinds["model.layers.0.mlp.up_proj.weight"] == ONNX.FLOAT16
     assert kinds["model.layers.1.self_attn.o_proj.weight"] == ONNX.FLOAT16
@@ -121,7 +121,7 @@ def test_kept_layers_stay_in_the_higher_precision(tracer, sequences):
 
 def test_a_pattern_that_matches_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"`\*\.query`, which no GEMM matches"):
-        quantised_gemms(["model.layers.0.self_attn.q_proj"], Recipe("float16", "int8", keep=("*.query",)))
+        quantised_gemms(["model.layers.0.self_attn.q_proj"], Dtypes("float16", "int8", keep=("*.query",)))
 
 
 class SomeWeights:
@@ -134,20 +134,20 @@ class SomeWeights:
         yield from (self.weight[:5].to(dtype), self.weight[5:].to(dtype))
 
 
-def quantised_weight(recipe, ranges):
+def quantised_weight(dtypes, ranges):
     weights, name = SomeWeights(), "model.layers.0.mlp.down_proj"
-    made = QuantisedWeights(weights, [name], recipe, {name: ranges})
+    made = QuantisedWeights(weights, [name], dtypes, {name: ranges})
     parts = {
         part: torch.cat(
             [block.reshape(-1) if block.ndim == 0 else block for block in made.blocks(f"{name}.{part}", torch.float32)]
         )
-        for part in ("weight", "weight_scale", *(("smoothing",) if recipe.alpha else ()), "input_scale")
+        for part in ("weight", "weight_scale", *(("smoothing",) if dtypes.alpha else ()), "input_scale")
     }
     return weights.weight, parts
 
 
 def test_restored_weights_are_within_half_a_step_of_their_channel():
-    weight, parts = quantised_weight(Recipe("float32", "int8"), torch.ones(16))
+    weight, parts = quantised_weight(Dtypes("float32", "int8"), torch.ones(16))
     restored = parts["weight"].float() * parts["weight_scale"][:, None]
     assert parts["weight"].dtype == torch.int8
     assert ((restored - weight).abs() <= parts["weight_scale"][:, None] / 2 + 1e-7).all()
@@ -156,7 +156,7 @@ def test_restored_weights_are_within_half_a_step_of_their_channel():
 
 def test_smoothing_follows_its_formula_and_cancels_out():
     ranges = torch.linspace(0.0, 50.0, 16)
-    weight, parts = quantised_weight(Recipe("float32", "int8", alpha=0.75), ranges)
+    weight, parts = quantised_weight(Dtypes("float32", "int8", alpha=0.75), ranges)
     expected = ranges[1:] ** 0.75 / weight.abs().amax(0)[1:] ** 0.25
     torch.testing.assert_close(1 / parts["smoothing"][1:], expected)
     assert parts["smoothing"][0] == 1, "a feature that is always 0 is left alone"
@@ -185,8 +185,8 @@ def member(**settings):
     ],
 )
 def test_what_int8_means_depends_on_who_serves_it(settings, dynamic, dtype):
-    recipe = recipe_of(member(precision="int8", **settings))
-    assert (recipe.dynamic, recipe.dtype, recipe.calibrated) == (dynamic, dtype, not dynamic)
+    dtypes = dtypes_of(member(precision="int8", **settings))
+    assert (dtypes.dynamic, dtypes.dtype, dtypes.calibrated) == (dynamic, dtype, not dynamic)
 
 
 def test_bf16_is_refused_for_onnx_runtime_on_a_cpu_only():

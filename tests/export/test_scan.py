@@ -16,7 +16,7 @@ from preference_export.gate.onnx_classifier import feeds_of
 from preference_export.gate.parity import compare, exceeded, limits_of
 from preference_export.gate.scan import scan, scanned
 from preference_export.graph.packed import PackedClassifier
-from preference_export.graph.precision import Recipe
+from preference_export.graph.precision import Dtypes
 
 UP = "model.layers.0.mlp.up_proj"
 OVERFLOWING = "model.layers.0.mlp.down_proj"
@@ -41,14 +41,14 @@ def planted(tracer, make):
 
 
 def test_an_overflow_in_half_precision_is_found_and_its_layer_named(tracer, planted, sequences):
-    found = scan(tracer.export("llama", "planted", Recipe("float16"), planted) / MODEL_FILE, sequences, 1)
+    found = scan(tracer.export("llama", "planted", Dtypes("float16"), planted) / MODEL_FILE, sequences, 1)
     assert found.broken is not None
     assert (found.broken.module, found.broken.dtype) == (OVERFLOWING, "FLOAT16")
     assert found.reached > 65504
 
 
 def test_bfloat16_and_single_precision_pass_the_same_model(tracer, planted, make, sequences):
-    single = tracer.export("llama", "planted single", Recipe("float32"), planted)
+    single = tracer.export("llama", "planted single", Dtypes("float32"), planted)
     assert scan(single / MODEL_FILE, sequences, 1).broken is None
     traced = tracer.of("llama")
     model = PackedClassifier(tracer.description(traced.base), make.labels, torch.bfloat16).requires_grad_(False)
@@ -64,7 +64,7 @@ def test_bfloat16_and_single_precision_pass_the_same_model(tracer, planted, make
 
 def test_ranges_are_those_of_the_layers(tracer, sequences):
     traced = tracer.of("llama")
-    found = scan(tracer.export("llama", "fp32", Recipe("float32")) / MODEL_FILE, sequences, 1)
+    found = scan(tracer.export("llama", "fp32", Dtypes("float32")) / MODEL_FILE, sequences, 1)
     assert found.broken is None
     layers = found.by_layer()
     assert {"model.layers.0", "model.layers.1", "score"} <= layers.keys()
@@ -112,7 +112,7 @@ def test_the_layer_is_found_that_overflows_for_one_text_of_many(tracer, make):
     """An engine returns NaN for it. ONNX Runtime on a CPU does not: its optimiser leaves roundings out."""
     traced = tracer.of("llama")
     weights = PlantedForOneToken(make.weights(traced.base, traced.adapter), 7)
-    path = tracer.export("llama", "one token", Recipe("float16"), weights) / MODEL_FILE
+    path = tracer.export("llama", "one token", Dtypes("float16"), weights) / MODEL_FILE
     random = np.random.default_rng(0)
     sequences = [random.integers(8, make.vocabulary, length).astype(np.int32) for length in range(3, 43)]
     sequences[5][2] = 7

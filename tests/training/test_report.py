@@ -180,7 +180,7 @@ def test_ticks_are_few_round_and_within_the_axis(low, high):
 
 
 def test_an_interval_is_drawn_where_its_bounds_are():
-    row = charts.Row("one", (Estimate(0.5, 0.25, 0.75),))
+    row = charts.ChartLine("one", (Estimate(0.5, 0.25, 0.75),))
     plot = ElementTree.fromstring(charts.intervals([row], "title", "axis"))
     (line,) = [line for line in plot.iter("line") if line.get("class", "").startswith("interval")]
     (dot,) = plot.iter("circle")

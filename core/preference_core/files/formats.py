@@ -22,7 +22,7 @@ from preference_core.artefacts.git_lfs import pull_hint
 from preference_core.errors import SystemFailure, UserError
 
 FormatName = Literal["csv", "tsv", "jsonl", "parquet"]
-Row = Mapping[str, Any]
+RawRow = Mapping[str, Any]
 
 #: What happens to bytes that are not UTF-8: they fail their row, or become U+FFFD.
 InvalidBytes = Literal["surrogateescape", "replace"]
@@ -50,7 +50,7 @@ class Record:
     """One row as it stands in the file: its place (`line 7`), its values, and why it cannot be read, if so."""
 
     place: str
-    values: Row
+    values: RawRow
     error: UserError | None = None
 
 

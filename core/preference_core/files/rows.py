@@ -17,7 +17,7 @@ import numpy as np
 
 from preference_core.battles.battle import UNREADABLE, InvalidText
 from preference_core.errors import UserError
-from preference_core.files.formats import FORMATS, FormatName, InvalidBytes, Record, Row, readable
+from preference_core.files.formats import FORMATS, FormatName, InvalidBytes, RawRow, Record, readable
 
 STANDARD_INPUT = "-"
 ID_COLUMN = "id"
@@ -114,7 +114,7 @@ class RowFile:
         self.close()
 
 
-def read_each(path: Path, value_of: Callable[[Row], T]) -> Iterator[T]:
+def read_each(path: Path, value_of: Callable[[RawRow], T]) -> Iterator[T]:
     """`value_of` each row of a file; all rows have the same columns in the same order.
 
     Raises `UserError` naming file and line of the first row that cannot be read, or that `value_of` raises one for.
@@ -135,16 +135,16 @@ def read_each(path: Path, value_of: Callable[[Row], T]) -> Iterator[T]:
             yield value
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[RawRow]:
     """The rows of a file; errors as those of `read_each`."""
     return read_each(path, lambda row: row)
 
 
-def values_by_id(path: Path, value_of: Callable[[Row], T]) -> dict[str, T]:
+def values_by_id(path: Path, value_of: Callable[[RawRow], T]) -> dict[str, T]:
     """`value_of` each row of a file by its id, in order. Raises `UserError` at an id that is missing or repeated."""
     values: dict[str, T] = {}
 
-    def add(row: Row) -> None:
+    def add(row: RawRow) -> None:
         values[new_id(row.get(ID_COLUMN), values)] = value_of(row)
 
     for _ in read_each(path, add):

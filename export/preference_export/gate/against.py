@@ -18,7 +18,7 @@ from preference_core.ensemble.combination import Combination
 from preference_core.ensemble.metrics import log_loss, target_of_row
 from preference_core.ensemble.settings import LABELS_THREE_WAY, Classifier, Config, Member, ParityLimits
 from preference_core.errors import UserError, nearest
-from preference_core.files.formats import Row
+from preference_core.files.formats import RawRow
 from preference_core.files.rows import values_by_id
 from preference_core.progress import StepDone
 from preference_export.checkpoint.job import Job
@@ -140,12 +140,12 @@ def _limits(members: Sequence[Member]) -> ParityLimits:
     return ParityLimits(**widest)
 
 
-def _battle(row: Row, labels: Sequence[str]) -> tuple[Battle, int | None]:
+def _battle(row: RawRow, labels: Sequence[str]) -> tuple[Battle, int | None]:
     labelled = "winner" in row or all(label in row for label in labels)
     return battle_from_row(row, invalid_text="replace"), target_of_row(row, labels) if labelled else None
 
 
-def _probabilities(row: Row, labels: Sequence[str], member: Member | None) -> list[float]:
+def _probabilities(row: RawRow, labels: Sequence[str], member: Member | None) -> list[float]:
     """Probabilities in the order of `labels`, from columns of those names, of the head's, or of a submission."""
     head = list(member.head_labels) if isinstance(member, Classifier) else []
     known = [list(labels), head, _published(labels)]

@@ -26,7 +26,7 @@ from preference_export.engine.runtimes import (
 )
 from preference_export.gate.parity import BROKEN, limits_of
 from preference_export.graph.member import exported_member
-from preference_export.graph.precision import recipe_of
+from preference_export.graph.precision import dtypes_of
 from preference_export.original.calibration import sample_of
 
 
@@ -52,7 +52,7 @@ def subject_of(job: Job) -> Subject:
         runtime = f"tensorrt {tensorrt_module().__version__} {gpu_architecture()}"
         return Subject(job.engine, built_engine(job), PLAN_FILE, runtime)
     provider = provider_for(member)
-    if provider == CPU_PROVIDER and not recipe_of(member).runs_on_cpu:
+    if provider == CPU_PROVIDER and not dtypes_of(member).runs_on_cpu:
         raise CannotCheckError(
             f"Member `{member.name}` cannot be compared with the original model on this machine: "
             "ONNX Runtime does not run bf16 on a CPU",

@@ -26,7 +26,7 @@ from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import PACKED_SEQUENCES, exceeded, logits_alone, measure, worst
 from preference_export.gate.scan import Scan, scan, scanned
 from preference_export.gate.tensorrt_classifier import classifiers_of_plan
-from preference_export.graph.precision import recipe_of
+from preference_export.graph.precision import dtypes_of
 from preference_export.original.member import reference_of
 from preference_export.original.memory import fits
 from preference_export.original.model import Logits, Model, TokenIds
@@ -66,7 +66,7 @@ def compare(job: Job, file: str, sample_path: Path, limits: ParityLimits) -> tup
     )
     del ways  # as above
     found = None
-    if recipe_of(job.member).runs_on_cpu:
+    if dtypes_of(job.member).runs_on_cpu:
         looked_at = scanned(sequences, np.stack(alone).sum(axis=0))
         found = scan(model, looked_at, provider=provider_for(job.member))
     measured = {

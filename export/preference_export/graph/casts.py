@@ -1,6 +1,6 @@
 """Writes a precision into a graph that was traced in float32: every cast and every quantising node stands in it.
 
-Embedding, GEMMs and attention's matrix products get the recipe's dtypes; all between them stays float32. It changes
+Embedding, GEMMs and attention's matrix products get the given dtypes; all between them stays float32. It changes
 the graph only; `written_specs` says which parameters it then has.
 """
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
-from preference_export.graph.precision import Recipe
+from preference_export.graph.precision import Dtypes
 from preference_export.graph.quantise import DECODER, INPUT_SCALE, SMOOTHING, WEIGHT_SCALE, grouped
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -31,9 +31,9 @@ class ParameterSpec:
 
 
 def written_specs(
-    specs: Mapping[str, ParameterSpec], recipe: Recipe, quantised: Sequence[str]
+    specs: Mapping[str, ParameterSpec], dtypes: Dtypes, quantised: Sequence[str]
 ) -> dict[str, ParameterSpec]:
-    """The parameters under `recipe`, in the order in which they are written, from those in float32.
+    """The parameters under `dtypes`, in the order in which they are written, from those in float32.
 
     `quantised` are the names of the GEMMs that are. Their scales follow their weights.
     """
@@ -43,31 +43,31 @@ def written_specs(
         module, _, part = name.rpartition(".")
         is_gemm = part == "weight" and len(spec.shape) == 2 and name.startswith(DECODER)
         if not is_gemm or module not in quantised:
-            written[name] = ParameterSpec(spec.shape, recipe.dtype if is_gemm else spec.dtype)
+            written[name] = ParameterSpec(spec.shape, dtypes.dtype if is_gemm else spec.dtype)
             continue
-        assert recipe.quantised is not None
-        written[name] = ParameterSpec(spec.shape, recipe.quantised)
-        written[f"{module}.{WEIGHT_SCALE}"] = ParameterSpec(spec.shape[:1], recipe.dtype)
-        if recipe.calibrated and module in first:
-            if recipe.alpha is not None:
+        assert dtypes.quantised is not None
+        written[name] = ParameterSpec(spec.shape, dtypes.quantised)
+        written[f"{module}.{WEIGHT_SCALE}"] = ParameterSpec(spec.shape[:1], dtypes.dtype)
+        if dtypes.calibrated and module in first:
+            if dtypes.alpha is not None:
                 written[f"{module}.{SMOOTHING}"] = ParameterSpec(spec.shape[1:], torch.float32)
-            written[f"{module}.{INPUT_SCALE}"] = ParameterSpec((), recipe.dtype)
+            written[f"{module}.{INPUT_SCALE}"] = ParameterSpec((), dtypes.dtype)
     return written
 
 
 def write_precision(
-    model: ir.Model, recipe: Recipe, quantised: Sequence[str], specs: Mapping[str, ParameterSpec]
+    model: ir.Model, dtypes: Dtypes, quantised: Sequence[str], specs: Mapping[str, ParameterSpec]
 ) -> None:
-    """Changes `model`, traced in float32, to `recipe`. Initializers get the names and dtypes of `specs`."""
+    """Changes `model`, traced in float32, to `dtypes`. Initializers get the names and dtypes of `specs`."""
     for name, spec in specs.items():
         if name not in model.graph.initializers:
             model.graph.initializers[name] = ir.Value(name=name, shape=ir.Shape(spec.shape))
         model.graph.initializers[name].dtype = from_torch_dtype(spec.dtype)
-    writer = _Writer(model.graph, recipe, {name: group[0] for group in grouped(quantised) for name in group})
+    writer = _Writer(model.graph, dtypes, {name: group[0] for group in grouped(quantised) for name in group})
     for node in list(model.graph):
         weight = node.inputs[1].name if node.op_type == "Gemm" and node.inputs[1] is not None else None
         module = (weight or "").removesuffix(".weight")
-        if module in writer.groups and recipe.dynamic:
+        if module in writer.groups and dtypes.dynamic:
             writer.integers(node, module)
         elif module in writer.groups:
             writer.pairs(node, module)
@@ -80,14 +80,14 @@ def write_precision(
 class _Writer:
     """Inserts nodes before and after those of the traced graph. Equal conversions of one value are made once."""
 
-    def __init__(self, graph: ir.Graph, recipe: Recipe, groups: Mapping[str, str]) -> None:
+    def __init__(self, graph: ir.Graph, dtypes: Dtypes, groups: Mapping[str, str]) -> None:
         """`groups` gives the first of the GEMMs that share an input, for each quantised GEMM."""
-        self.graph, self.recipe, self.groups = graph, recipe, groups
-        self.dtype = from_torch_dtype(recipe.dtype)
+        self.graph, self.dtypes, self.groups = graph, dtypes, groups
+        self.dtype = from_torch_dtype(dtypes.dtype)
         self._made: dict[tuple[str, str], ir.Value] = {}
 
     def casts(self, node: ir.Node) -> None:
-        """`node` computes in the recipe's dtype."""
+        """`node` computes in its GEMMs' dtype."""
         if self.dtype == ir.DataType.FLOAT:
             return
         for index, value in enumerate(node.inputs):
@@ -117,8 +117,8 @@ class _Writer:
         if f"{group}.{SMOOTHING}" in self.graph.initializers:
             x = self._before(node, "Mul", [x, self._parameter(group, SMOOTHING)], group)
         scale = self._parameter(group, INPUT_SCALE)
-        assert self.recipe.quantised is not None
-        to = [ir.AttrInt64("output_dtype", from_torch_dtype(self.recipe.quantised))]
+        assert self.dtypes.quantised is not None
+        to = [ir.AttrInt64("output_dtype", from_torch_dtype(self.dtypes.quantised))]
         x = self._before(node, "QuantizeLinear", [self._cast(node, x), scale], group, to)
         x = self._before(node, "DequantizeLinear", [x, scale], group)
         weight_scale = self._parameter(module, WEIGHT_SCALE)

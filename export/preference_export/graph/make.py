@@ -26,7 +26,7 @@ from preference_export.checkpoint.tokenizer_check import check_ids, check_readin
 from preference_export.graph.blocks import block_size
 from preference_export.graph.casts import ParameterSpec, written_specs
 from preference_export.graph.length_buckets import write_onnx
-from preference_export.graph.precision import Recipe, recipe_of
+from preference_export.graph.precision import Dtypes, dtypes_of
 from preference_export.graph.quantise import quantised_gemms
 from preference_export.graph.write import (
     checkpoint_shapes,
@@ -45,7 +45,7 @@ class OpenedMember:
     weights: MergedWeights
     specs: Mapping[str, ParameterSpec]
     labels: int
-    recipe: Recipe
+    dtypes: Dtypes
 
     @property
     def bytes(self) -> int:
@@ -55,7 +55,7 @@ class OpenedMember:
     @property
     def merged_bytes(self) -> int:
         """Bytes of all weights in a merged checkpoint, which is never quantised."""
-        return sum(torch.Size(shape).numel() for shape in self.weights.shapes.values()) * self.recipe.dtype.itemsize
+        return sum(torch.Size(shape).numel() for shape in self.weights.shapes.values()) * self.dtypes.dtype.itemsize
 
 
 def open_member(job: Job) -> OpenedMember:
@@ -67,7 +67,7 @@ def open_member(job: Job) -> OpenedMember:
     architecture.check_length(member.max_tokens)
     if member.engine == "tensorrt":
         architecture.check_scores(config.serving.max_batch_size, member.max_tokens, block_size(member.max_tokens))
-    recipe = recipe_of(member)
+    dtypes = dtypes_of(member)
     model = classifier_without_data(architecture, len(config.labels))
     modules = linear_modules(model)
     base = open_base(source.base.folder, published, member.base_rounding, modules)
@@ -77,8 +77,8 @@ def open_member(job: Job) -> OpenedMember:
     check_ids(source.base.folder, architecture.vocabulary)
     check_head(member, published, [adapter.folder for adapter in source.adapters], config.labels)
     weights = MergedWeights(base, adapters, checkpoint_shapes(model))
-    specs = written_specs(parameter_specs(model), recipe, quantised_gemms(modules, recipe))
-    return OpenedMember(architecture, weights, specs, len(config.labels), recipe)
+    specs = written_specs(parameter_specs(model), dtypes, quantised_gemms(modules, dtypes))
+    return OpenedMember(architecture, weights, specs, len(config.labels), dtypes)
 
 
 def fill(draft: Draft, job: Job, started: Callable[[int], None], report: BytesDone) -> None:
@@ -90,7 +90,7 @@ def fill(draft: Draft, job: Job, started: Callable[[int], None], report: BytesDo
     tokenizer = tokenizer_of(job.source).folder
     tokenisation = settings_of_checkpoint(tokenizer, job.classifier)
     check_reading(job.classifier, job.source, tokenisation)
-    ranges = load_file(job.calibration / RANGES_FILE) if opened.recipe.calibrated else None
+    ranges = load_file(job.calibration / RANGES_FILE) if opened.dtypes.calibrated else None
     started(opened.bytes)
     write_tokenisation(draft.folder, tokenizer, tokenisation)
     draft.known_hashes = export_onnx(
@@ -98,7 +98,7 @@ def fill(draft: Draft, job: Job, started: Callable[[int], None], report: BytesDo
         opened.architecture,
         opened.weights,
         opened.labels,
-        opened.recipe,
+        opened.dtypes,
         report,
         ranges,
         max_tokens=job.classifier.max_tokens,

@@ -17,7 +17,7 @@ from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.job import Job
 from preference_export.checkpoint.source import origins_of
 from preference_export.graph.external_data import check_external_data
-from preference_export.graph.precision import recipe_of
+from preference_export.graph.precision import dtypes_of
 from preference_export.graph.ranges import calibration_of
 
 KIND = "member"
@@ -29,7 +29,7 @@ def settings_of(config: Config, member: Member) -> dict[str, Any]:
         return {"labels": list(config.labels), "kind": member.kind}
     keys = ("template", "special_tokens", "max_tokens", "truncation", "base_rounding")
     values = {key: plain(getattr(member, key)) for key in keys}
-    return {"labels": list(config.labels), "recipe": recipe_of(member).described, **values}
+    return {"labels": list(config.labels), "dtypes": dtypes_of(member).described, **values}
 
 
 def export_member(job: Job, started: Callable[[int], None], report: BytesDone) -> bool:
@@ -37,7 +37,7 @@ def export_member(job: Job, started: Callable[[int], None], report: BytesDone) -
 
     `started` is told the number of bytes to come, `report` those written.
     """
-    calibration = calibration_of(job).files[RANGES_FILE] if recipe_of(job.member).calibrated else None
+    calibration = calibration_of(job).files[RANGES_FILE] if dtypes_of(job.member).calibrated else None
     origin = {"sha256": calibration.sha256} if calibration else None
     made_from = {"settings": settings_of(job.config, job.member), "inputs": job.inputs, "calibration": origin}
     artefact = Artefact(job.exported, KIND, made_from, versions())

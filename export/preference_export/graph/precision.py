@@ -22,7 +22,7 @@ CUDA_OPTIONS = {"use_tf32": "0"}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Dtypes:
     """`gemms` is the dtype of the embedding and of all GEMMs but the head; with `quantised_gemms`, GEMMs are in that.
 
     Both are names of torch. `dynamic` finds the scales of activations at run time. `keep` are patterns of GEMMs that
@@ -62,15 +62,15 @@ class Recipe:
         return self.quantised_gemms is not None and not self.dynamic
 
 
-def recipe_of(member: Member) -> Recipe:
+def dtypes_of(member: Member) -> Dtypes:
     """What `precision`, `engine` and `quantisation` of a member come to."""
     quantised = QUANTISED_DTYPES.get(member.precision)
     if quantised is None:
-        return Recipe(GEMM_DTYPES[member.precision])
+        return Dtypes(GEMM_DTYPES[member.precision])
     settings = member.quantisation or Quantisation()
     implied = "dynamic" if member.precision == "int8" and not member.on_gpu else "static"
     dynamic = (settings.method or implied) == "dynamic"
-    return Recipe(
+    return Dtypes(
         gemms=GEMM_DTYPES[settings.precision or ("fp32" if dynamic else "fp16")],
         quantised_gemms=quantised,
         dynamic=dynamic,
@@ -82,7 +82,7 @@ def recipe_of(member: Member) -> Recipe:
 def check_supported(config: Config) -> None:
     """Raises for what cannot be served as configured, before anything is fetched or written."""
     for member in config.members:
-        if not member.on_gpu and not recipe_of(member).runs_on_cpu:
+        if not member.on_gpu and not dtypes_of(member).runs_on_cpu:
             raise UserError(
                 f"Member `{member.name}`: ONNX Runtime does not run bf16 on a CPU",
                 hint='Use `precision = "fp16"` or "fp32" there; or set `gpus`, or `engine = "tensorrt"`.',

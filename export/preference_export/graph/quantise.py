@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from preference_core.errors import ConfigError
-from preference_export.graph.precision import Recipe
+from preference_export.graph.precision import Dtypes
 
 #: Largest magnitude that is used. Dynamic INT8 keeps weights to 7 bits: CPUs without VNNI add two products of an 8-bit
 #: weight and an unsigned 8-bit activation in 16 bits, which saturates.
@@ -34,13 +34,13 @@ class Weights(Protocol):
     def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]: ...
 
 
-def quantised_gemms(gemms: Sequence[str], recipe: Recipe) -> list[str]:
-    """Those of `gemms` that `recipe` quantises. A pattern that keeps nothing is an error: it is misspelt."""
-    if recipe.quantised is None:
+def quantised_gemms(gemms: Sequence[str], dtypes: Dtypes) -> list[str]:
+    """Those of `gemms` that `dtypes` quantises. A pattern that keeps nothing is an error: it is misspelt."""
+    if dtypes.quantised is None:
         return []
     names = [name for name in gemms if name.startswith(DECODER)]
     kept: set[str] = set()
-    for pattern in recipe.keep:
+    for pattern in dtypes.keep:
         matched = {name for name in names if fnmatchcase(name.removeprefix(DECODER), pattern.removeprefix(DECODER))}
         if not matched:
             raise ConfigError(
@@ -64,10 +64,10 @@ def grouped(names: Sequence[str]) -> list[list[str]]:
 class QuantisedWeights:
     """The weights of a quantised model by its parameters' names, made from float ones as they stream by."""
 
-    def __init__(self, weights: Weights, names: Sequence[str], recipe: Recipe, ranges: Ranges) -> None:
+    def __init__(self, weights: Weights, names: Sequence[str], dtypes: Dtypes, ranges: Ranges) -> None:
         """`names` are those of the quantised GEMMs; `ranges` are needed unless scales are found at run time."""
-        assert recipe.quantised is not None
-        self.weights, self.recipe, self.ranges, self.dtype = weights, recipe, ranges, recipe.quantised
+        assert dtypes.quantised is not None
+        self.weights, self.dtypes, self.ranges, self.dtype = weights, dtypes, ranges, dtypes.quantised
         self.groups = {name: group for group in grouped(names) for name in group}
         self._scales: dict[str, list[Tensor]] = {}
         self._stretches: dict[str, Tensor] = {}
@@ -87,11 +87,11 @@ class QuantisedWeights:
             yield scale_of((self.ranges[module] / self._stretch(module)).max(), LARGEST[self.dtype], dtype)
 
     def _quantised(self, module: str, name: str) -> Iterator[Tensor]:
-        largest = LARGEST_DYNAMIC if self.recipe.dynamic else LARGEST[self.dtype]
+        largest = LARGEST_DYNAMIC if self.dtypes.dynamic else LARGEST[self.dtype]
         scales = self._scales.setdefault(module, [])
         for block in self.weights.blocks(name, torch.float32):
-            stretched = block * self._stretch(module) if self.recipe.alpha is not None else block
-            scale = scale_of(stretched.abs().amax(1), largest, self.recipe.dtype)
+            stretched = block * self._stretch(module) if self.dtypes.alpha is not None else block
+            scale = scale_of(stretched.abs().amax(1), largest, self.dtypes.dtype)
             scales.append(scale)
             yield quantised(stretched, scale[:, None].float(), largest, self.dtype)
 
@@ -100,12 +100,12 @@ class QuantisedWeights:
         `max|x|^alpha / max|w|^(1 - alpha)` (Xiao et al., 2023), with the largest weight of all GEMMs that share them.
         """
         first = self.groups[module][0]
-        if self.recipe.alpha is None:
+        if self.dtypes.alpha is None:
             return torch.ones(())
         if first not in self._stretches:
             largest = torch.stack([self._column_maxima(f"{name}.weight") for name in self.groups[first]]).amax(0)
             activations = self.ranges[first]
-            stretch = activations**self.recipe.alpha / largest ** (1 - self.recipe.alpha)
+            stretch = activations**self.dtypes.alpha / largest ** (1 - self.dtypes.alpha)
             self._stretches[first] = torch.where((activations > 0) & (largest > 0), stretch, 1.0)
         return self._stretches[first]
 

@@ -24,7 +24,7 @@ from preference_export.checkpoint.architecture import Architecture
 from preference_export.graph.blocks import BLOCK, write_blocks
 from preference_export.graph.casts import ParameterSpec, write_precision, written_specs
 from preference_export.graph.packed import INVERSE_FREQUENCIES, Gemm, PackedClassifier
-from preference_export.graph.precision import Recipe
+from preference_export.graph.precision import Dtypes
 from preference_export.graph.quantise import QuantisedWeights, Ranges, Weights, quantised_gemms
 
 #: The first in which QuantizeLinear says what it quantises to, without a zero point.
@@ -37,7 +37,7 @@ TRACED_TOKENS, TRACED_SEQUENCES, TRACED_LONGEST = 11, 3, 5
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnx_ir.passes.common.initializer_deduplication")
 
-SINGLE_PRECISION = Recipe("float32")
+SINGLE_PRECISION = Dtypes("float32")
 
 
 def classifier_without_data(
@@ -68,7 +68,7 @@ def export_onnx(
     architecture: Architecture,
     weights: Weights,
     labels: int,
-    recipe: Recipe = SINGLE_PRECISION,
+    dtypes: Dtypes = SINGLE_PRECISION,
     report: BytesDone = lambda written: None,
     ranges: Ranges | None = None,
     graph: ir.Model | None = None,
@@ -77,19 +77,19 @@ def export_onnx(
     """Writes `model.onnx` and `model.onnx.data` into `folder`; returns their SHA-256 by name.
 
     Inputs and output are those of `preference_core.tensors`: rank 1 and packed. `report` is told the bytes written.
-    `ranges` are those of activations, for recipes that are calibrated. `graph` is what `graph_of` gave for the same
+    `ranges` are those of activations, for dtypes that need calibration. `graph` is what `graph_of` gave for the same
     architecture, if that was traced before; it is changed. Attention is divided for
     sequences of up to `max_tokens` tokens, which decides its speed and not its result.
     """
     model = classifier_without_data(architecture, labels)
-    names = quantised_gemms(linear_modules(model), recipe)
-    specs = written_specs(parameter_specs(model), recipe, names)
+    names = quantised_gemms(linear_modules(model), dtypes)
+    specs = written_specs(parameter_specs(model), dtypes, names)
     if graph is None:
         graph = graph_of(model, labels)
-    write_precision(graph, recipe, names, specs)
+    write_precision(graph, dtypes, names, specs)
     write_blocks(graph, max_tokens, architecture.heads // architecture.key_value_heads)
     if names:
-        weights = QuantisedWeights(weights, names, recipe, ranges or {})
+        weights = QuantisedWeights(weights, names, dtypes, ranges or {})
     offsets, data_hash = _write_data(folder / DATA_FILE, _blocks(architecture, weights, specs), report)
     for name, spec in specs.items():
         graph.graph.initializers[name].const_value = ir.ExternalTensor(

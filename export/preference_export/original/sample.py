@@ -8,7 +8,7 @@ from pathlib import Path
 from preference_core.battles.battle import Battle, battle_from_row
 from preference_core.ensemble.metrics import target_of_row
 from preference_core.errors import ConfigError, UserError, nearest
-from preference_core.files.formats import Row
+from preference_core.files.formats import RawRow
 from preference_core.files.rows import read_each, read_rows
 from preference_core.tensors import FIELDS
 
@@ -41,7 +41,7 @@ def _read_sample(path: Path, labels: Sequence[str], count: int) -> Sample:
     labelled = _is_labelled(path, next(read_rows(path)), labels)
     number = itertools.count()
 
-    def parsed(row: Row) -> tuple[Battle, int] | None:
+    def parsed(row: RawRow) -> tuple[Battle, int] | None:
         if next(number) not in chosen:
             return None
         return battle_from_row(row, invalid_text="replace"), target_of_row(row, labels) if labelled else 0
@@ -50,7 +50,7 @@ def _read_sample(path: Path, labels: Sequence[str], count: int) -> Sample:
     return Sample(battles, targets if labelled else None)
 
 
-def _is_labelled(path: Path, row: Row, labels: Sequence[str]) -> bool:
+def _is_labelled(path: Path, row: RawRow, labels: Sequence[str]) -> bool:
     """Whether the file says who won. Some label columns without the others are an error: one is misspelt."""
     if "winner" in row:
         return True
@@ -61,5 +61,5 @@ def _is_labelled(path: Path, row: Row, labels: Sequence[str]) -> bool:
     return not missing
 
 
-def _characters(row: Row) -> int:
+def _characters(row: RawRow) -> int:
     return sum(len(str(row.get(field) or "")) for field in FIELDS)

@@ -19,7 +19,7 @@ from preference_core.battles.lengths import difference_of
 from preference_core.ensemble.metrics import target_of_row
 from preference_core.ensemble.settings import Config
 from preference_core.errors import ConfigError, UserError
-from preference_core.files.formats import Row
+from preference_core.files.formats import RawRow
 from preference_core.files.rows import values_by_id
 from preference_core.structure import plain
 from preference_training.battles.turns import json_turns
@@ -139,10 +139,10 @@ def assigned(strata: Indices, groups: Sequence[Hashable], shares: Sequence[float
     return result
 
 
-def _read(path: Path, labels: Sequence[str]) -> tuple[list[Row], list[str], Indices, Array]:
+def _read(path: Path, labels: Sequence[str]) -> tuple[list[RawRow], list[str], Indices, Array]:
     """Rows, normalised prompts, target indices, and how much longer each first response is."""
 
-    def parsed(row: Row) -> tuple[Row, str, int, float]:
+    def parsed(row: RawRow) -> tuple[RawRow, str, int, float]:
         battle = battle_from_row(row, invalid_text="replace")
         return row, _normalised(battle.prompt), target_of_row(row, labels), difference_of(battle, "characters")
 

@@ -19,7 +19,7 @@ NAMES, NUMBERS, AXIS = 230, 200, 44
 
 
 @dataclass(frozen=True)
-class Row:
+class ChartLine:
     """One line of `intervals`: an estimate per series, None where a series has nothing to say."""
 
     name: str
@@ -51,7 +51,7 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
 
 
 def intervals(
-    rows: Sequence[Row],
+    rows: Sequence[ChartLine],
     title: str,
     axis_label: str,
     series: Sequence[str] = ("",),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from preference_training.evaluation import charts, number_text
-from preference_training.evaluation.charts import Row
+from preference_training.evaluation.charts import ChartLine
 from preference_training.evaluation.evaluate import Evaluation, Score
 from preference_training.evaluation.predictions import ENSEMBLE
 from preference_training.statistics.intervals import LEVEL, Estimate
@@ -88,14 +88,14 @@ def _figure(name: str, estimate: Estimate, percent: bool = False) -> Figure:
 
 
 def _scores(result: Evaluation) -> Section:
-    losses = [Row(score.name, (score.log_loss,), is_strong=score.name == ENSEMBLE) for score in result.scores]
+    losses = [ChartLine(score.name, (score.log_loss,), is_strong=score.name == ENSEMBLE) for score in result.scores]
     right = [
-        Row(score.name, (score.accuracy,), is_strong=score.name == ENSEMBLE)
+        ChartLine(score.name, (score.accuracy,), is_strong=score.name == ENSEMBLE)
         for score in result.scores
         if score.accuracy is not None
     ]
     gains = [
-        Row(score.name, (score.gain,), is_strong=score.name == ENSEMBLE)
+        ChartLine(score.name, (score.gain,), is_strong=score.name == ENSEMBLE)
         for score in result.scores
         if score.gain is not None
     ]
@@ -144,7 +144,7 @@ def _groups(result: Evaluation) -> list[Section]:
     bands = {name: _score_named(result, name).log_loss.value for name in _BANDS}
     sections = []
     for kind, groups in result.groups.items():
-        rows = [Row(f"{group.name} ({group.battles:,})", (group.log_loss,)) for group in groups]
+        rows = [ChartLine(f"{group.name} ({group.battles:,})", (group.log_loss,)) for group in groups]
         title = f"Log loss by {_KINDS[kind].lower()}"
         text = "Log loss of the ensemble; in brackets, the number of battles."
         sections.append(Section(_KINDS[kind], text, (charts.intervals(rows, title, "log loss", references=bands),)))
@@ -152,7 +152,7 @@ def _groups(result: Evaluation) -> list[Section]:
 
 
 def _position(result: Evaluation) -> Section:
-    rows = [Row(number_text.outcome(share.label), (share.observed, share.predicted)) for share in result.shares]
+    rows = [ChartLine(number_text.outcome(share.label), (share.observed, share.predicted)) for share in result.shares]
     plots = [charts.intervals(rows, "Observed and predicted outcomes", "share", ("observed", "predicted"))]
     text = "How often each outcome happened, and its mean probability."
     if result.swaps:
@@ -160,15 +160,17 @@ def _position(result: Evaluation) -> Section:
             " The second plot shows how far the response shown first leads by its place alone; the third, the share of "
             "battles whose most probable outcome stays when the responses are exchanged."
         )
-        bias = [Row(swap.name, (swap.position_bias,)) for swap in result.swaps]
-        same = [Row(swap.name, (swap.same_decision,)) for swap in result.swaps]
+        bias = [ChartLine(swap.name, (swap.position_bias,)) for swap in result.swaps]
+        same = [ChartLine(swap.name, (swap.same_decision,)) for swap in result.swaps]
         plots.append(charts.intervals(bias, "Position bias", "lead of the first place", references={"none": 0.0}))
         plots.append(charts.intervals(same, "Same decision after the exchange", "share of battles"))
     return Section("Position", text, tuple(plots))
 
 
 def _verbosity(result: Evaluation) -> Section:
-    rows = [Row(f"{lead.name} ({lead.battles:,})", (lead.observed, lead.predicted)) for lead in result.lead_by_length]
+    rows = [
+        ChartLine(f"{lead.name} ({lead.battles:,})", (lead.observed, lead.predicted)) for lead in result.lead_by_length
+    ]
     plot = charts.intervals(
         rows, "Lead by difference in length", "wins of A less wins of B", ("observed", "predicted"), {"even": 0.0}
     )
@@ -192,11 +194,11 @@ def _agreement(result: Evaluation) -> Section:
 
 
 def _truncation(result: Evaluation) -> list[Section]:
-    rows: list[Row] = []
+    rows: list[ChartLine] = []
     for cost in result.truncation:
         if cost.battles_cut:
-            whole = Row(f"{cost.name}, whole", (cost.log_loss_whole,))
-            rows += [whole, Row(f"{cost.name}, cut ({cost.battles_cut:,})", (cost.log_loss_cut,))]
+            whole = ChartLine(f"{cost.name}, whole", (cost.log_loss_whole,))
+            rows += [whole, ChartLine(f"{cost.name}, cut ({cost.battles_cut:,})", (cost.log_loss_cut,))]
     known = [row for row in rows if row.estimates[0] is not None]
     if not known:
         return []

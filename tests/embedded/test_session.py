@@ -11,7 +11,7 @@ import pytest
 
 from preference_core.errors import ArtefactError, ConfigError
 from preference_embedded.batching import RequestError
-from preference_embedded.engine import Engine
+from preference_embedded.session import Session
 
 RAGGED: dict[str, Any] = {
     "max_batch_size": 8,
@@ -38,17 +38,17 @@ DENSE: dict[str, Any] = {
     "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [3]}],
 }
 
-Load = Callable[..., Engine]
+Load = Callable[..., Session]
 
 
 @pytest.fixture
 def load(tmp_path: Path, models: Mapping[str, onnx.ModelProto]) -> Load:
     """`load(config, model name, changes to the config)`: an engine on that model."""
 
-    def make(config: dict[str, Any], model: str, warnings: list[str] | None = None, **changes: Any) -> Engine:
+    def make(config: dict[str, Any], model: str, warnings: list[str] | None = None, **changes: Any) -> Session:
         onnx.save(models[model], tmp_path / "model.onnx")
         table = json.loads(json.dumps(config)) | changes
-        return Engine.load(table, tmp_path, warn=([] if warnings is None else warnings).append)
+        return Session.load(table, tmp_path, warn=([] if warnings is None else warnings).append)
 
     return make
 
@@ -87,9 +87,9 @@ def test_an_output_without_a_row_per_item_is_an_error_that_names_it(tmp_path: Pa
         helper.make_model(helper.make_graph([node], "graph", [x], [y]), opset_imports=[opset], ir_version=10),
         tmp_path / "model.onnx",
     )
-    engine = Engine.load(DENSE, tmp_path, warn=pytest.fail)
+    session = Session.load(DENSE, tmp_path, warn=pytest.fail)
     with pytest.raises(ValueError, match=r"output `y` has shape \[4, 3\], expected \[2, ...\]"):
-        engine.run({"x": np.zeros((2, 3), np.float32)})
+        session.run({"x": np.zeros((2, 3), np.float32)})
 
 
 def test_a_model_without_batching_gets_its_inputs_as_they_are(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_model_without_batching_gets_its_inputs_as_they_are(tmp_path: Path) ->
         "input": [{"name": "x", **tensor}],
         "output": [{"name": "y", **tensor}],
     }
-    answer = Engine.load(config, tmp_path, warn=pytest.fail).run({"x": np.arange(3, dtype=np.float32)})
+    answer = Session.load(config, tmp_path, warn=pytest.fail).run({"x": np.arange(3, dtype=np.float32)})
     assert answer["y"].tolist() == [0.0, -1.0, -2.0]  # type: ignore[index]
 
 
@@ -178,7 +178,7 @@ def test_settings_without_effect_are_named_in_a_warning(load: Load) -> None:
 
 def test_a_missing_and_a_broken_model_file_are_refused_with_their_path(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"model\.onnx` is missing"):
-        Engine.load(DENSE, tmp_path, warn=pytest.fail)
+        Session.load(DENSE, tmp_path, warn=pytest.fail)
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ArtefactError, match=r"model\.onnx` is not a model that ONNX Runtime can load"):
-        Engine.load(DENSE, tmp_path, warn=pytest.fail)
+        Session.load(DENSE, tmp_path, warn=pytest.fail)

@@ -14,7 +14,7 @@ from preference_embedded.batching import Tensors, model_inputs
 from preference_embedded.engine_config import EngineConfig, Warn, engine_config
 
 
-class Engine:
+class Session:
     """One loaded model."""
 
     def __init__(self, config: EngineConfig, session: onnxruntime.InferenceSession) -> None:
