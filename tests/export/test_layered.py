@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from preference_core.artefacts.manifest import read_manifest
 from preference_core.errors import SystemFailure
 from preference_export.checkpoint.files import TensorFiles
-from preference_export.gate import check
+from preference_export.gate import compare
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.original import member as originals
 from preference_export.original import memory
@@ -94,7 +94,7 @@ def test_the_gate_compares_with_little_memory_what_it_compares_with_much(project
 
     monkeypatch.setattr(memory, "free_memory", lambda: 0)
     monkeypatch.setattr(originals, "LayeredReference", noted(LayeredReference))
-    monkeypatch.setattr(check, "OnnxClassifier", noted(OnnxClassifier))
+    monkeypatch.setattr(compare, "OnnxClassifier", noted(OnnxClassifier))
     project.run("check")
     (reference, _), (artefact, frugal) = opened
     assert (reference, artefact, frugal) == (LayeredReference, OnnxClassifier, True)
