@@ -17,8 +17,9 @@ from preference_core.battles.encoders import encoder_from_folder
 from preference_core.ensemble.combination import Combination
 from preference_core.ensemble.metrics import log_loss, target_of_row
 from preference_core.ensemble.settings import LABELS_THREE_WAY, Classifier, Config, Member, ParityLimits
-from preference_core.errors import UserError, nearest
+from preference_core.errors import UserError
 from preference_core.files.formats import RawRow
+from preference_core.files.predictions import probabilities_of
 from preference_core.files.rows import values_by_id
 from preference_core.progress import StepDone
 from preference_export.checkpoint.job import Job
@@ -29,9 +30,6 @@ from preference_export.gate.parity import limits_of, over
 from preference_export.original.model import Logits, TokenIds
 
 Array = npt.NDArray[np.float64]
-
-#: Rows of probabilities must sum to 1 within this: files may have been written with few digits.
-SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -150,20 +148,7 @@ def _probabilities(row: RawRow, labels: Sequence[str], member: Member | None) ->
     head = list(member.head_labels) if isinstance(member, Classifier) else []
     known = [list(labels), head, _published(labels)]
     columns = next((names for names in known if names and all(name in row for name in names)), None)
-    if columns is None:
-        missing = next(label for label in labels if label not in row)
-        raise UserError(f"there is no column `{missing}`", hint=nearest(missing, map(str, row)))
-    try:
-        values = [float(row[column]) for column in columns]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the probabilities are {[row[column] for column in columns]}, expected numbers") from error
-    if not all(-SUM_TOLERANCE <= value <= 1 + SUM_TOLERANCE for value in values) or (
-        abs(sum(values) - 1) > SUM_TOLERANCE
-    ):
-        raise UserError(
-            f"the probabilities are {values}, which do not sum to 1", hint="Write the softmax, not logits or labels."
-        )
-    return values
+    return probabilities_of(row, columns or labels)
 
 
 def _published(labels: Sequence[str]) -> list[str]:

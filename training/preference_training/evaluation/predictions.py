@@ -17,16 +17,14 @@ import pyarrow as pa
 from preference_core.artefacts.replacement import replaced_file
 from preference_core.ensemble.metrics import joined_by_id
 from preference_core.ensemble.settings import Config
-from preference_core.errors import UserError, nearest
-from preference_core.files.predictions import dropped_column, member_columns, probability_columns
+from preference_core.errors import UserError
+from preference_core.files.formats import RawRow
+from preference_core.files.predictions import dropped_column, member_columns, probabilities_of, probability_columns
 from preference_core.files.rows import ID_COLUMN, values_by_id
 from preference_training.statistics.intervals import Array
 
 #: Name of the combined predictions among those of the members.
 ENSEMBLE = "ensemble"
-
-#: Rows of probabilities must sum to 1 within this: files may have been written with few digits.
-_SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +112,7 @@ def _texts(column: npt.NDArray[Any]) -> list[str]:
     return texts
 
 
-def _counts(path: Path, rows: Sequence[Mapping[str, Any]], column: str) -> npt.NDArray[np.int64]:
+def _counts(path: Path, rows: Sequence[RawRow], column: str) -> npt.NDArray[np.int64]:
     """`[rows]`; every row must hold a whole number, which may be written as `3.0`."""
     counts = []
     for row in rows:
@@ -131,18 +129,12 @@ def _counts(path: Path, rows: Sequence[Mapping[str, Any]], column: str) -> npt.N
     return np.array(counts, dtype=np.int64)
 
 
-def _probabilities(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Array:
+def _probabilities(path: Path, rows: Sequence[RawRow], columns: Sequence[str]) -> Array:
     """`[rows, columns]`; every row must hold probabilities that sum to 1."""
-    missing = [column for column in columns if column not in rows[0]]
-    if missing:
-        raise UserError(f"`{path}` has no column `{missing[0]}`", hint=nearest(missing[0], rows[0]))
-    try:
-        values = np.array([[float(row[column]) for column in columns] for row in rows])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"`{path}`: {columns[0]} and its neighbours are not all numbers: {error}") from error
-    good = np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (abs(values.sum(axis=1) - 1) <= _SUM_TOLERANCE)
-    if not good.all():
-        wrong = rows[int(np.argmin(good))]
-        shown = ", ".join(f"{column} {wrong[column]}" for column in columns)
-        raise UserError(f"`{path}`: the row of id `{wrong['id']}` holds no probabilities: {shown}")
-    return values
+    values = []
+    for row in rows:
+        try:
+            values.append(probabilities_of(row, columns))
+        except UserError as error:
+            raise UserError(f"`{path}`: of the id `{row[ID_COLUMN]}` {error.message}", error.hint) from error
+    return np.array(values)
