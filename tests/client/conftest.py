@@ -157,7 +157,9 @@ def command() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     started = []
 
     def start(*arguments: object, before: str = "", **options: Any) -> "subprocess.Popen[str]":
-        program = f"{before}\nfrom preference_client.app import main; main()"
+        # Whatever ignores signals around the tests (`nohup`, a shell's `&`), here they arrive.
+        signals = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); s.signal(s.SIGHUP, s.SIG_DFL)"
+        program = f"{signals}\n{before}\nfrom preference_client.app import main; main()"
         line = [sys.executable, "-c", program, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
         started.append(subprocess.Popen(line, text=True, **pipes))

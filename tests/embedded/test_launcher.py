@@ -43,7 +43,7 @@ def test_a_clean_stop_leaves_no_process_no_shared_memory_and_no_file(
         assert len(traces()) - len(before) >= 5, "a server, and a stub and a region for each of two models"
         log = server.log_file
         assert log.exists()
-    assert traces() == before
+    assert set(traces()) <= set(before)
     assert not log.exists()
     server.stop()
 
@@ -153,7 +153,7 @@ def test_a_killed_server_leaves_nothing_once_it_is_stopped(
         os.kill(server.pid, signal.SIGKILL)
         assert wait_until(lambda: server.lost() is not None)
         assert server.lost() == "tritonserver ended with status -9"
-    assert wait_until(lambda: traces() == before)
+    assert wait_until(lambda: set(traces()) <= set(before)), set(traces()) - set(before)
 
 
 @pytest.mark.parametrize("private", [False, True])

@@ -85,10 +85,10 @@ def test_the_request_of_the_readme_gets_the_answer_that_is_printed(served, capsy
 def test_the_figures_of_a_dry_run_are_those_of_the_readme():
     (command,) = commands(".venv/bin/preference-export all")
     run = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, check=False)
-    found = set(re.findall(r"\d+\.\d GB", run.stdout))
+    found = set(re.findall(r"\d+\.\d [GM]B", run.stdout))
     (table,) = re.findall(r"^\| base .*?\n\n", README, re.MULTILINE | re.DOTALL)
     assert found
-    assert found == set(re.findall(r"\d+\.\d GB", table))
+    assert found == set(re.findall(r"\d+\.\d [GM]B", table))
 
 
 def test_the_comparison_with_own_predictions_of_the_readme_works_as_printed(demo):
