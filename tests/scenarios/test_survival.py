@@ -23,7 +23,13 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 BATTLES = int(os.environ.get("PREFERENCE_SOAK_BATTLES", "2000"))
-BIN = Path(sys.executable).parent
+#: Saves often enough to be killed at the right moments even where thousands of battles take seconds.
+SCORE = """
+import preference_client.journal as journal
+journal.SAVE_INTERVAL_S = 0.1
+from preference_client.app import main
+main()
+"""
 
 
 @contextmanager
@@ -69,7 +75,8 @@ def rows_kept(output):
 
 def score(source, output, url, *options):
     with output.with_suffix(".stderr").open("w") as said:
-        return subprocess.Popen([BIN / "preference-score", source, "-o", output, "--url", url, *options], stderr=said)
+        line = [sys.executable, "-c", SCORE, source, "-o", output, "--url", url, *options]
+        return subprocess.Popen(line, stderr=said)
 
 
 def traces_of(pid):
