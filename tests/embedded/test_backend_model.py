@@ -86,7 +86,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_each_request_gets_its_own_response_in_order(model: Any) -> None:
-    model._engine = Doubling()
+    model._session = Doubling()
     responses = model.execute([Request(1), Request(13), Request(3)])
     assert responses[0].tensors[0].values.tolist() == [2]
     assert responses[1].error == TritonError("13 is refused", TritonError.INVALID_ARG)
@@ -94,15 +94,15 @@ def test_each_request_gets_its_own_response_in_order(model: Any) -> None:
 
 
 def test_a_cancelled_request_is_answered_without_work(model: Any) -> None:
-    model._engine = Doubling()
+    model._session = Doubling()
     responses = model.execute([Request(1, cancelled=True), Request(2)])
     assert responses[0].error.code == TritonError.CANCELLED
     assert responses[1].tensors[0].values.tolist() == [4]
-    assert model._engine.asked == [2]
+    assert model._session.asked == [2]
 
 
 def test_no_exception_leaves_execute_and_neighbours_are_answered(model: Any) -> None:
-    model._engine = Doubling()
+    model._session = Doubling()
     responses = model.execute([Request(14), Request(2)])
     assert responses[0].error == TritonError("MemoryError: no memory", TritonError.INTERNAL)
     assert responses[1].tensors[0].values.tolist() == [4]
