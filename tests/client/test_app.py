@@ -20,6 +20,8 @@ import pytest
 from preference_client.app import weights_of
 from preference_core.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Any]
 
 

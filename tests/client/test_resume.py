@@ -15,6 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROWS = 2000
 SAVED_OFTEN = "import preference_client.journal as journal; journal.SAVE_INTERVAL_S = 0.05"
 

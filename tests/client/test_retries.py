@@ -13,6 +13,8 @@ from preference_client.retries import LONGEST_DELAY_S, retry_delay_s
 from preference_core.battles.battle import Battle
 from preference_core.errors import DeadlineError, ServerError, UnavailableError, UserError
 
+pytestmark = pytest.mark.slow
+
 BATTLE = Battle(("q",), ("a",), ("b",))
 
 

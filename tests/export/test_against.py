@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from preference_export.app import app
 from preference_export.original.whole import quiet_loading
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("winner_model_a", "winner_model_b", "winner_tie")
 GEMMA = "<prompt>: {}\n\n<response_a>: {}\n\n<response_b>: {}"
 LLAMA = "User prompt: {}\n\nModel A :\n{}\n\n--------\n\nModel B:\n{}"

@@ -12,6 +12,8 @@ from preference_export.graph.blocks import NO_END, block_bounds, block_size
 from preference_export.graph.precision import Dtypes
 from preference_export.original.whole import Reference
 
+pytestmark = pytest.mark.slow
+
 SINGLE = Dtypes("float32")
 BLOCK, TOKENS = 16, 64  # those of `tracer`
 EDGES = (1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1, TOKENS - 1, TOKENS)

@@ -13,6 +13,8 @@ from preference_export.gate.parity import measure
 from preference_export.graph.write import ALIGNMENT
 from preference_export.original.whole import Reference
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 1e-4
 
 

@@ -38,6 +38,7 @@ def graph_in(folder):
     return onnx.load(folder / MODEL_FILE, load_external_data=False).graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", RECIPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_precision_is_built_by_tensorrt(tracer, tmp_path, architecture, precision):
