@@ -26,18 +26,14 @@ def unfinished(path: Path) -> Path:
 def replaced_file(path: Path, part: Path | None = None) -> Iterator[Path]:
     """Gives the name of a hidden sibling to be written (`part`, or one of this process's own), which becomes `path`.
 
-    If nothing was written there, `path` is removed; after an exception it stays as it was. `SystemFailure` if the file
-    system fails.
+    After an exception `path` stays as it was. `SystemFailure` if the file system fails.
     """
     part = part or unfinished(path)
     try:
         yield part
-        if part.exists():
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(part, path.resolve())
-        else:
-            path.resolve().unlink(missing_ok=True)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path.resolve())
     except OSError as error:
         raise SystemFailure(
             f"`{path}` cannot be written: {error}", hint="What was there before is unchanged."

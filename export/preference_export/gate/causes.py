@@ -36,7 +36,7 @@ class Case:
     """Battles on which two predictions differ.
 
     `theirs` `[battles, labels]` are the owner's probabilities; `logits` of each member `[battles, labels]` are ours.
-    `combined` makes probabilities of logits by member; `rules` are other ways to do so, by what they are called.
+    `rules` make probabilities of logits by member: the configured one first, then other ways, by what they are called.
     `open` gives what runs a member. `tolerance` is the difference that counts as none.
     """
 
@@ -79,7 +79,7 @@ def likeliest_cause(case: Case) -> str | None:
         return None
     case = case.rows(telling)
     before = float(difference[telling].max())
-    best = min(_trials_of_rules(case, before), key=lambda trial: trial.difference, default=Trial("", before))
+    best = min(_trials_of_rules(case), key=lambda trial: trial.difference, default=Trial("", before))
     for member, encoder in case.encoders.items():
         if best.difference > case.tolerance and isinstance(encoder, BattleTokenizer):
             best = min(best, _best_reading(case, member, encoder, rule), key=lambda trial: trial.difference)
@@ -91,7 +91,7 @@ def likeliest_cause(case: Case) -> str | None:
     return f"Nearest comes {best.change}: {left}, so that there is another difference."
 
 
-def _trials_of_rules(case: Case, before: float) -> Iterator[Trial]:
+def _trials_of_rules(case: Case) -> Iterator[Trial]:
     """Other ways to combine the same logits, and labels in another order; these need no model."""
     for name, rule in case.rules.items():
         yield _trial(case, name, rule(case.logits, case.battles))

@@ -38,7 +38,7 @@ def sample_of(config: Config) -> Path:
         raise ConfigError("`data.sample` is missing", hint="Name a file of battles; parity is measured on them.")
     path = Path(config.data.sample)
     if not path.is_file():
-        raise ConfigError(f"`data.sample` is not a file: `{path}`", hint="Name a CSV or Parquet file of battles.")
+        raise ConfigError(f"`data.sample` is not a file: `{path}`", hint="Name a file of battles.")
     return path
 
 
