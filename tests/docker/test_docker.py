@@ -3,7 +3,9 @@
 import hashlib
 import os
 import re
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -175,7 +177,7 @@ def enter(tmp_path: Path, repository: Path) -> Callable[..., "subprocess.Complet
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
             "PREFERENCE_MODELS": str(repository),
         }
-        line = [str(DOCKER / "entrypoint.sh"), *arguments]
+        line = [str(DOCKER / "entrypoint.py"), *arguments]
         return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
 
     return run
@@ -205,6 +207,70 @@ def test_a_folder_that_is_no_repository_is_refused(enter: Any, repository: Path)
     assert result.returncode == 2
     assert "has no manifest.json" in result.stderr
     assert "hint:" in result.stderr
+
+
+@pytest.fixture
+def told_to_stop(tmp_path: Path, repository: Path) -> Callable[..., tuple[int, str]]:
+    """Runs the entrypoint with this `tritonserver`, or this verification, and stops it once that says so.
+
+    The result: the exit code and what was said.
+    """
+
+    def run(tritonserver: str, python3: str = "exit 0") -> tuple[int, str]:
+        commands = tmp_path / "bin"
+        commands.mkdir()
+        for name, script in (("python3", python3), ("tritonserver", tritonserver)):
+            (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+            (commands / name).chmod(0o755)
+        entrypoint = tmp_path / "entrypoint.py"
+        entrypoint.write_text((DOCKER / "entrypoint.py").read_text().replace("EXIT_TIMEOUT_S + 4", "1"))
+        environment = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
+        line = [sys.executable, str(entrypoint)]
+        with subprocess.Popen(
+            line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout
+            assert process.stdout.readline() == "running\n"
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=20)
+        return process.returncode, said
+
+    return run
+
+
+def test_a_server_that_hangs_while_it_stops_is_killed_and_the_log_says_so(told_to_stop: Any) -> None:
+    code, said = told_to_stop("trap '' TERM\necho running\nexec sleep 600 >/dev/null 2>&1")
+    assert code == 1
+    assert said == "tritonserver did not end within 1 s: killed\n"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_server_that_stops_by_itself_keeps_its_exit_code(told_to_stop: Any, code: int) -> None:
+    stopping = f"trap 'exit {code}' TERM\necho running\nwhile :; do sleep 0.05; done"
+    assert told_to_stop(stopping) == (code, "")
+
+
+def test_a_crash_while_stopping_has_the_code_of_a_shell(told_to_stop: Any) -> None:
+    code, _ = told_to_stop("trap 'kill -ABRT $$' TERM\necho running\nwhile :; do sleep 0.05; done")
+    assert code == 128 + signal.SIGABRT
+
+
+def test_a_stop_while_the_repository_is_verified_is_obeyed(told_to_stop: Any) -> None:
+    code, _ = told_to_stop("echo never", python3="echo running\nexec sleep 600 >/dev/null 2>&1")
+    assert code == 128 + signal.SIGTERM
+
+
+def test_the_image_holds_every_program_that_it_runs() -> None:
+    copied = {
+        Path(name).name for line in re.findall(r"^COPY (?!--from).*", DOCKERFILE, re.MULTILINE) for name in line.split()
+    }
+    assert set(re.findall(r'"/opt/preference/([^"]+)"', DOCKERFILE)) == {"entrypoint.py", "ready.py"} & copied
+
+
+def test_docker_waits_longer_than_the_entrypoint(services: dict[str, Any]) -> None:
+    killed_after = runpy.run_path(str(DOCKER / "entrypoint.py"))["KILL_AFTER_S"]
+    for name in ("triton", "triton-cpu"):
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) >= killed_after + 5
 
 
 @pytest.fixture
