@@ -39,24 +39,24 @@ def calibration(config: Config) -> None:
 
 def tensorrt(config: Config) -> None:
     """TensorRT is installed and builds engines here, if there is a member that it serves."""
-    for name in _served_by_tensorrt(config):
+    for member in _served_by_tensorrt(config):
         builder, logger = tensorrt_module().Builder, tensorrt_module().Logger
         try:
-            if gpu_architecture() == NO_GPU:
+            if gpu_architecture(member) == NO_GPU:
                 builder(logger())
         except TypeError as error:  # what its bindings make of a builder that is null
             raise UserError(
-                f"TensorRT cannot build the engine of `{name}`: this machine has no GPU", hint=GPU_HINT
+                f"TensorRT cannot build the engine of `{member.name}`: this machine has no GPU", hint=GPU_HINT
             ) from error
 
 
 def compared_engines(config: Config) -> None:
     """Engines can also be run, to be compared with the original model."""
-    for name in _served_by_tensorrt(config):
+    for member in _served_by_tensorrt(config):
         tensorrt_module()
-        if gpu_architecture() == NO_GPU:
+        if gpu_architecture(member) == NO_GPU:
             raise UserError(
-                f"The engine of `{name}` cannot be compared with the original model: this machine has no GPU",
+                f"The engine of `{member.name}` cannot be compared with the original model: this machine has no GPU",
                 hint=f"{GPU_HINT} With `--unchecked` it is served without a comparison.",
             )
 
@@ -73,8 +73,8 @@ def room(config: Config) -> None:
         )
 
 
-def _served_by_tensorrt(config: Config) -> list[str]:
-    return [member.name for member in config.members if member.engine == "tensorrt"]
+def _served_by_tensorrt(config: Config) -> list[Member]:
+    return [member for member in config.members if member.engine == "tensorrt"]
 
 
 def _bytes_written(member: Member) -> int:

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from preference_core.artefacts.replacement import replaced_folder
-from preference_core.ensemble.settings import Classifier, Config
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import escape_control_characters
 from preference_core.structure import plain
 from preference_export import needs
@@ -19,12 +18,13 @@ from preference_export.checkpoint.job import Job
 from preference_export.engine.artefact import build_member_engine, built_engine
 from preference_export.gate.check import CannotCheckError, check_member
 from preference_export.graph.member import export_member, exported_member
-from preference_export.graph.precision import check_supported, dtypes_of
-from preference_export.original.calibration import calibrate_member, sample_of
+from preference_export.graph.precision import check_supported
+from preference_export.kinds import jobs_of
+from preference_export.original.calibration import sample_of
 from preference_export.repository import assemble as repositories
 from preference_export.run import Run, byte_progress, phase_progress
 
-Stage = Callable[[Run, Job], None]
+Stage = Callable[[Run, Job[Member]], None]
 Look = Callable[[Config], object]
 
 
@@ -41,28 +41,23 @@ def each_member(run: Run, stage: Stage) -> None:
         stage(run, job)
 
 
-def merge(run: Run, job: Job) -> None:
+def merge(run: Run, job: Job[Member]) -> None:
     """Writes the merged checkpoint of a member that has weights."""
-    if not isinstance(job.member, Classifier):
-        return
-    from preference_export.checkpoint.write import write_checkpoint
-    from preference_export.graph.make import open_member
-
-    opened, name, base = open_member(job), job.member.name, job.source.base.folder
-    target = run.config.folders.merged(name)
-    with freed_memory_kept(), byte_progress(f"merge {name}") as (started, report), replaced_folder(target) as folder:
-        started(opened.merged_bytes)
-        write_checkpoint(folder, base, opened.weights, run.config.labels, opened.dtypes.dtype, report)
-    run.add("merge", name, changed=True, folder=target, weight_bytes=opened.merged_bytes)
+    name = job.member.name
+    with freed_memory_kept(), byte_progress(f"merge {name}") as (started, report):
+        written = job.merge(started, report)
+    if written is not None:
+        run.add("merge", name, changed=True, folder=run.config.folders.merged(name), weight_bytes=written)
 
 
-def calibrate(run: Run, job: Job) -> None:
+def calibrate(run: Run, job: Job[Member]) -> None:
     """Measures the ranges of a member that needs them."""
-    if isinstance(job.member, Classifier) and dtypes_of(job.member).calibrated:
-        run.add("calibrate", job.member.name, changed=calibrate_member(job), folder=job.calibration)
+    changed = job.calibrate()
+    if changed is not None:
+        run.add("calibrate", job.member.name, changed=changed, folder=job.calibration)
 
 
-def onnx(run: Run, job: Job) -> None:
+def onnx(run: Run, job: Job[Member]) -> None:
     """Exports a member to ONNX."""
     with freed_memory_kept(), byte_progress(f"onnx {job.member.name}") as (started, report):
         changed = export_member(job, started, report)
@@ -72,7 +67,7 @@ def onnx(run: Run, job: Job) -> None:
         sys.stderr.write(f"warning: {escape_control_characters(doubt)}\n")
 
 
-def engine(run: Run, job: Job) -> None:
+def engine(run: Run, job: Job[Member]) -> None:
     """Builds the engine of a member that TensorRT serves."""
     if job.member.engine != "tensorrt":
         return
@@ -89,7 +84,7 @@ def engine(run: Run, job: Job) -> None:
         sys.stderr.write(f"note: TensorRT: {escape_control_characters(warning)}\n")
 
 
-def check(run: Run, job: Job, *, again: bool = True) -> None:
+def check(run: Run, job: Job[Member], *, again: bool = True) -> None:
     """Compares a member with the original, whether that was done before or not."""
     changed, subject = check_member(job, again=again)
     facts = {key: value for key, value in subject.manifest.parity.items() if key != "basis"}
@@ -157,14 +152,14 @@ def write_sources(run: Run, output: Path) -> None:
     run.add("sources", run.config.name, changed=True, folder=output, files=len(written))
 
 
-def _jobs(run: Run, *needed: Look) -> list[Job]:
+def _jobs(run: Run, *needed: Look) -> list[Job[Member]]:
     """One for each member, if all can be served as configured and this machine has what is needed for them."""
     for look in (check_supported, *needed):
         look(run.config)
-    return [Job(run.config, member) for member in run.config.members]
+    return jobs_of(run.config)
 
 
-def _repository(run: Run, jobs: list[Job], unchecked: bool, *, check_inputs: bool = False) -> None:
+def _repository(run: Run, jobs: list[Job[Member]], unchecked: bool, *, check_inputs: bool = False) -> None:
     assembled = repositories.assemble(run.config, jobs, allow_unchecked=unchecked, check_inputs=check_inputs)
     run.add(
         "repository",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from preference_core.artefacts.artefact import Artefact
+from preference_core.artefacts.artefact import Artefact, changes
 from preference_core.artefacts.manifest import read_manifest
 from preference_core.errors import SystemFailure
 
@@ -24,11 +24,23 @@ def test_what_was_made_from_the_same_by_the_same_is_current(artefact):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"made_from": {"seed": 1}}, {"versions": {"numpy": "2.1"}}, {"versions": {"torch": "2"}}, {"kind": "other"}],
+    ("change", "why"),
+    [
+        ({"made_from": {"seed": 1}}, "`shape` changed"),
+        ({"made_from": {"seed": 1, "shape": (2, 3), "source": None}}, "`source` changed"),
+        ({"versions": {"numpy": "2.1"}}, "numpy was 2.0"),
+        ({"versions": {"torch": "2"}}, "torch was none"),
+        ({"kind": "other"}, "it is of the kind `thing`"),
+    ],
 )
-def test_what_was_made_from_or_by_something_else_is_not(artefact, change):
+def test_what_was_made_from_or_by_something_else_is_not_and_says_why(artefact, change, why):
     assert replace(artefact, **change).current() is None
+    assert replace(artefact, **change).state() == why
+
+
+def test_tables_that_differ_name_their_keys():
+    old, new = {"inputs": {"base": 1, "adapter": 2}, "seed": 1}, {"inputs": {"base": 1, "adapter": 3}, "seed": 1}
+    assert list(changes(old, new)) == ["`inputs` changed (adapter)"]
 
 
 def test_packages_that_no_longer_count_do_not_make_it_stale(artefact):

@@ -20,9 +20,9 @@ import torch
 
 from preference_core.ensemble.loading import load_config
 from preference_export.app import app
-from preference_export.checkpoint.job import Job
 from preference_export.graph import write as onnx_export
 from preference_export.graph.make import open_member
+from preference_export.kinds import jobs_of
 
 CONFIG = "ensemble.toml"
 
@@ -52,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.chdir(undisturbed)
     config = load_config(CONFIG)
-    opened = open_member(Job(config, config.members[0]))
+    opened = open_member(jobs_of(config)[0])
     model = onnx_export.classifier_without_data(opened.architecture, opened.labels)
     graph = onnx_export.graph_of(model, opened.labels)
     onnx_export.graph_of = lambda model, labels: graph.clone()

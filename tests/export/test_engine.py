@@ -1,18 +1,22 @@
 """Engines: their profiles, what TensorRT would refuse, and that none is served without a word of being unchecked."""
 
+from typing import ClassVar
+
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 from preference_core.artefacts.manifest import read_manifest, verify
-from preference_core.ensemble.settings import Build
-from preference_core.errors import ArtefactError, ParityError
+from preference_core.ensemble.settings import Build, Classifier
+from preference_core.errors import ArtefactError, ParityError, UserError
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.artefacts.versions import versions
+from preference_export.engine import runtimes
 from preference_export.engine.build import build_engine, check_operators
 from preference_export.engine.operators import refusals
 from preference_export.engine.profiles import profiles_of
+from preference_export.engine.runtimes import gpu_architecture
 from preference_export.graph.precision import Dtypes
 from preference_export.repository.triton_config import message_of
 
@@ -88,6 +92,58 @@ def test_errors_of_the_parser_are_shown_with_their_node(tmp_path):
     onnx.save(model, tmp_path / MODEL_FILE)
     with pytest.raises(ArtefactError, match=r"cannot read .*\n  `odd/Reshape` \(Reshape\): "):
         build_engine(tmp_path / MODEL_FILE, tmp_path / "plan", (), Build(), tmp_path / "cache", lambda *told: None)
+
+
+class Driver:
+    """The CUDA driver of a machine with two GPUs, as far as it is asked."""
+
+    numbers: ClassVar = {(75, 0): 8, (76, 0): 6, (75, 1): 9, (76, 1): 0}
+
+    def __init__(self, name):
+        assert name == "libcuda.so.1"
+
+    def cuInit(self, flags):
+        return 0
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = 2
+        return 0
+
+    def cuDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = self.numbers[attribute, device]
+        return 0
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(runtimes.ctypes, "CDLL", Driver)
+    monkeypatch.setattr(runtimes, "_version_of_torch", lambda: {"cuda": "13.0"})
+    monkeypatch.setattr(runtimes, "gpus", runtimes.gpus.__wrapped__)
+
+
+def on_gpus(*numbers):
+    return Classifier(name="gemma", base="base", template="gemma", max_tokens=64, engine="tensorrt", gpus=numbers)
+
+
+def test_an_engine_is_for_the_first_gpu_of_its_member(two_gpus):
+    assert gpu_architecture(on_gpus()) == "sm_86"
+    assert gpu_architecture(on_gpus(1, 0)) == "sm_90"
+    with pytest.raises(UserError, match="`gpus` of `gemma` begins with 2; this machine has 2"):
+        gpu_architecture(on_gpus(2))
+
+
+def test_what_torch_cannot_use_is_not_a_gpu(two_gpus, monkeypatch):
+    monkeypatch.setattr(runtimes, "_version_of_torch", lambda: {"cuda": None})
+    assert gpu_architecture(on_gpus(1)) == "none"
+
+
+def test_without_a_driver_there_is_no_gpu(two_gpus, monkeypatch):
+    monkeypatch.setattr(runtimes.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
+    assert gpu_architecture(on_gpus(1)) == "none"
+
+
+def test_the_version_of_torch_is_read_as_torch_has_it():
+    assert runtimes._version_of_torch()["cuda"] == torch.version.cuda
 
 
 def test_an_unchecked_engine_is_served_only_on_request_and_the_manifest_says_so(project):

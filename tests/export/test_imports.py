@@ -28,8 +28,24 @@ sys.stderr.write(json.dumps([name for name in {SLOW!r} if name in sys.modules]))
     ids=" ".join,
 )
 def test_a_run_that_makes_nothing_imports_no_slow_library(project, arguments):
+    result, imported = run(*arguments)
+    assert imported == []
+    assert "written" not in result.stdout or arguments[0] == "sources"
+
+
+@pytest.mark.slow
+def test_an_up_to_date_engine_is_looked_at_without_torch(project):
+    pytest.importorskip("tensorrt")
+    project.edit("max_tokens = 48", 'max_tokens = 48\nengine = "tensorrt"\nbuild = { optimisation_level = 0 }')
+    project.run("all", "--unchecked")
+    result, imported = run("all", "ensemble.toml", "--unchecked")
+    assert "written" not in result.stdout
+    assert imported == ["tensorrt"]
+
+
+def run(*arguments):
+    """The command in a process of its own, and which of the slow libraries it imported."""
     command = [sys.executable, "-c", PROGRAM, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stderr) == []
-    assert "written" not in result.stdout or arguments[0] == "sources"
+    return result, json.loads(result.stderr)

@@ -88,7 +88,9 @@ def test_refitted_buckets_are_exported_again(mixed):
 
 def test_an_engine_of_other_buckets_does_not_pass(mixed, monkeypatch):
     other = LengthBuckets(LABELS_THREE_WAY, "characters", BUCKETS.edges, BUCKETS.probabilities[::-1])
-    monkeypatch.setattr("preference_export.graph.make.write_onnx", lambda folder, buckets: write_onnx(folder, other))
+    monkeypatch.setattr(
+        "preference_export.graph.length_buckets.write_onnx", lambda folder, buckets: write_onnx(folder, other)
+    )
     with pytest.raises(ParityError, match="`length` does not reproduce the original"):
         mixed.run("all")
 

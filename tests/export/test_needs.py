@@ -8,6 +8,7 @@ import pytest
 
 from preference_core.errors import ConfigError, SystemFailure, UserError
 from preference_export import needs
+from preference_export.engine import runtimes
 
 SECOND = """
 [[member]]
@@ -87,5 +88,5 @@ def no_builder(logger):
 )
 def test_there_is_no_gpu(with_tensorrt, monkeypatch, arguments, said):
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(Builder=no_builder, Logger=object))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(runtimes, "gpus", tuple)
     assert said in refused(with_tensorrt, *arguments).message

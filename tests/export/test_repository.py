@@ -15,7 +15,7 @@ from preference_core.battles.tokenisation import BattleTokenizer
 from preference_core.ensemble.combination import Combination
 from preference_core.errors import ArtefactError
 from preference_core.structure import structure
-from preference_export.checkpoint.job import Job
+from preference_export.kinds import jobs_of
 from preference_export.repository.assemble import assemble
 from preference_export.repository.triton_config import message_of, model_configs
 
@@ -136,10 +136,6 @@ def test_a_member_of_other_settings_is_refused(project):
 
 
 FILE_SYSTEM_CHANGES = {"os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir", "shutil.copyfile"}
-
-
-def jobs_of(config):
-    return [Job(config, member) for member in config.members]
 
 
 def assemble_in_a_child(config, killed_at):

@@ -49,16 +49,23 @@ class Artefact:
         What the manifest says of other packages does not count. `details` are those that it must have.
         """
         remove_remains(self.folder)
+        state = self.state(*details)
+        return state if isinstance(state, Manifest) else None
+
+    def state(self, *details: str) -> Manifest | str:
+        """The manifest of a `current` artefact, else why it is to be made. Nothing is written."""
         try:
             manifest = read_manifest(self.folder)
-            made_by = {package: manifest.versions.get(package) for package in self.versions}
-            found = (manifest.kind, manifest.made_from, made_by)
-            same = (
-                found == (self.kind, plain(self.made_from), self.versions) and set(details) <= manifest.details.keys()
-            )
-            return verify(self.folder) if same else None
-        except ArtefactError:
-            return None
+            made_by = {package: manifest.versions.get(package, "none") for package in self.versions}
+            reasons = [
+                *([] if manifest.kind == self.kind else [f"it is of the kind `{manifest.kind}`"]),
+                *changes(manifest.made_from, plain(self.made_from)),
+                *(f"{name} was {made_by[name]}" for name, now in self.versions.items() if made_by[name] != now),
+                *(f"no `{name}` is recorded" for name in details if name not in manifest.details),
+            ]
+            return "; ".join(reasons) if reasons else verify(self.folder)
+        except ArtefactError as error:
+            return error.message
 
     @contextmanager
     def draft(
@@ -83,3 +90,13 @@ class Artefact:
                 details=draft.details,
                 known_hashes=draft.known_hashes,
             )
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between two tables: a few words for each key, with the keys below it that differ."""
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key, ...), new.get(key, ...)
+        if was != now:
+            tables = isinstance(was, dict) and isinstance(now, dict)
+            inner = sorted(name for name in {*was, *now} if was.get(name, ...) != now.get(name, ...)) if tables else ()
+            yield f"`{key}` changed" + (f" ({', '.join(inner)})" if inner else "")

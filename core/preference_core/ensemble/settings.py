@@ -187,6 +187,8 @@ class LengthBaseline(Served):
     adapter_locations: ClassVar[tuple[Location, ...]] = ()
     precision: ClassVar[Precision] = "fp32"
     quantisation: ClassVar[None] = None
+    head_labels: ClassVar[tuple[str, ...]] = ()
+    build: ClassVar[Build] = Build()
     engine: ClassVar[Literal["onnxruntime"]] = "onnxruntime"
     gpus: ClassVar[tuple[int, ...]] = ()
     on_gpu: ClassVar[bool] = False

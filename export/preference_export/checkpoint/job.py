@@ -1,22 +1,33 @@
 """One member on its way through the exporter: its configuration, its checkpoint, and the artefacts made so far."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Generic, TypeVar
 
+from preference_core.artefacts.artefact import Draft
 from preference_core.artefacts.manifest import Manifest
-from preference_core.ensemble.settings import Classifier, Config, Member
+from preference_core.battles.battle import Battle
+from preference_core.ensemble.settings import Config, Member
+from preference_core.progress import BytesDone
+from preference_export.artefacts.model import Model
 from preference_export.checkpoint.source import Source, input_hashes, source_of
+
+M_co = TypeVar("M_co", bound=Member, covariant=True)
+Started = Callable[[int], None]
 
 
 @dataclass
-class Job:
+class Job(ABC, Generic[M_co]):
     """One member in one run of the command. `made` holds the manifests of its artefacts by kind, verified once.
 
     `calibration`, `exported` and `engine` are where its measured ranges, its ONNX model and its TensorRT engine lie.
+    What the two kinds of members do in different ways is abstract here, and in `preference_export.kinds`.
     """
 
     config: Config
-    member: Member
+    member: M_co
     made: dict[str, Manifest] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -36,7 +47,26 @@ class Job:
         return input_hashes(self.source)
 
     @property
-    def classifier(self) -> Classifier:
-        """The member, for what is done to classifiers only."""
-        assert isinstance(self.member, Classifier)
-        return self.member
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The part of the configuration that decides the content of the exported member."""
+
+    @abstractmethod
+    def fill(self, draft: Draft, started: Started, report: BytesDone) -> None:
+        """Writes the ONNX and what encodes battles. `started` is told the bytes to come, `report` those written."""
+
+    @abstractmethod
+    def original(self) -> Model:
+        """What the exported member is compared with."""
+
+    @abstractmethod
+    def check_reading(self, battles: Iterable[Battle]) -> None:
+        """Raises `ArtefactError` where Transformers reads one of the battles otherwise than the exported tokenizer."""
+
+    @abstractmethod
+    def calibrate(self) -> bool | None:
+        """Measures the ranges of activations; False when they were up to date, None where none are needed."""
+
+    @abstractmethod
+    def merge(self, started: Started, report: BytesDone) -> int | None:
+        """Writes the merged checkpoint; the bytes of its weights, or None where there are no weights."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from preference_core.artefacts.artefact import Artefact
 from preference_core.artefacts.manifest import Manifest, verify
+from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
 from preference_core.progress import StepDone
 from preference_core.structure import plain
@@ -21,28 +22,28 @@ KIND = "engine"
 TIMING_CACHE = "timing.cache"
 
 
-def build_member_engine(job: Job, progress: StepDone) -> bool:
+def build_member_engine(job: Job[Member], progress: StepDone) -> bool:
     """Builds the engine of an exported member; False when it was there, built here from the same graph."""
-    trt, member = tensorrt_module(), job.classifier
-    use_gpu_of(member)
-    artefact = Artefact(job.engine, KIND, _made_from(job), {"tensorrt": str(trt.__version__), **versions()})
+    member, gpu = job.member, gpu_architecture(job.member)
+    artefact = Artefact(job.engine, KIND, _made_from(job), {"tensorrt": tensorrt_module().__version__, **versions()})
     current = artefact.current("warnings")
-    if current is not None and current.details.get("gpu_architecture") == gpu_architecture():
+    if current is not None and current.details.get("gpu_architecture") == gpu:
         job.made[KIND] = current
         return False
     from preference_export.engine.build import build_engine
 
+    use_gpu_of(member)
     profiles = profiles_of(member.max_tokens, job.config.serving.max_batch_size)
     with artefact.draft() as draft:
         cache = job.engine.parent / TIMING_CACHE
         source, target = job.exported / MODEL_FILE, draft.folder / PLAN_FILE
         warnings = build_engine(source, target, profiles, member.build, cache, progress)
-        draft.details |= {"gpu_architecture": gpu_architecture(), "profiles": plain(profiles), "warnings": warnings}
+        draft.details |= {"gpu_architecture": gpu, "profiles": plain(profiles), "warnings": warnings}
     job.made[KIND] = draft.manifest
     return True
 
 
-def built_engine(job: Job) -> Manifest:
+def built_engine(job: Job[Member]) -> Manifest:
     """The manifest of an engine that is unchanged and was built from the member's graph as it is now."""
     if KIND not in job.made:
         manifest = verify(job.engine)
@@ -55,10 +56,10 @@ def built_engine(job: Job) -> Manifest:
     return job.made[KIND]
 
 
-def _made_from(job: Job) -> dict[str, Any]:
+def _made_from(job: Job[Member]) -> dict[str, Any]:
     exported = exported_member(job)
     return {
         "files": {name: exported.files[name].sha256 for name in (MODEL_FILE, DATA_FILE)},
-        "build": plain(job.classifier.build),
+        "build": plain(job.member.build),
         "profiles": plain(profiles_of(job.member.max_tokens, job.config.serving.max_batch_size)),
     }

@@ -1,6 +1,11 @@
 """The GPU in use and the runtimes that are installed. Each library is imported only where a member needs it."""
 
+import ctypes
+from functools import cache
 from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 from preference_core.ensemble.settings import Member
@@ -9,6 +14,8 @@ from preference_core.errors import UserError
 NO_GPU = "none"
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+#: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the CUDA driver's interface.
+COMPUTE_CAPABILITY = (75, 76)
 
 
 def tensorrt_module() -> Any:
@@ -23,34 +30,43 @@ def tensorrt_module() -> Any:
     return tensorrt
 
 
-def gpu_architecture() -> str:
-    """Compute capability of the GPU in use, such as `sm_90`; `none` on a machine without one."""
-    import torch
+@cache
+def gpus() -> tuple[str, ...]:
+    """Compute capability of each GPU that torch can use, such as `sm_90`. The driver is asked: torch takes seconds."""
+    if _version_of_torch()["cuda"] is None:
+        return ()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ()
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    return tuple(_capability(driver, index) for index in range(count.value))
 
-    if not torch.cuda.is_available():
-        return NO_GPU
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}"
+
+def gpu_architecture(member: Member) -> str:
+    """Compute capability of the first of the GPUs that a member is served on; `none` on a machine without any."""
+    first = member.gpus[0] if member.gpus else 0
+    if gpus() and first >= len(gpus()):
+        raise UserError(
+            f"`gpus` of `{member.name}` begins with {first}; this machine has {len(gpus())}",
+            hint="Number them from 0.",
+        )
+    return gpus()[first] if gpus() else NO_GPU
 
 
 def use_gpu_of(member: Member) -> None:
-    """Builds and runs on the first of the GPUs that the member is served on; without any GPU there is nothing to do."""
-    if not member.gpus:
-        return
-    import torch
+    """What follows is built and run on that GPU; without any there is nothing to do."""
+    if member.gpus and gpu_architecture(member) != NO_GPU:
+        import torch
 
-    if torch.cuda.is_available():
-        if member.gpus[0] >= torch.cuda.device_count():
-            raise UserError(
-                f"`gpus` of `{member.name}` begins with {member.gpus[0]}; this machine has {torch.cuda.device_count()}",
-                hint="Number them from 0.",
-            )
         torch.cuda.set_device(member.gpus[0])
 
 
 def provider_for(member: Member) -> str:
     """What runs a member's graph here: ONNX Runtime's CUDA provider where it is installed and the member has a GPU."""
-    on_gpu = gpu_architecture() != NO_GPU if member.engine == "tensorrt" else bool(member.gpus)
+    on_gpu = gpu_architecture(member) != NO_GPU if member.engine == "tensorrt" else bool(member.gpus)
     if not on_gpu:
         return CPU_PROVIDER
     import onnxruntime
@@ -61,3 +77,19 @@ def provider_for(member: Member) -> str:
 def onnxruntime_version() -> str:
     """The version of ONNX Runtime, whichever distribution brought it."""
     return next(d.version for name in ("onnxruntime", "onnxruntime-gpu") for d in distributions(name=name))
+
+
+def _version_of_torch() -> dict[str, Any]:
+    """What `torch.version` holds, read without importing torch."""
+    torch = find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    return run_path(str(Path(torch.origin).with_name("version.py")))
+
+
+def _capability(driver: ctypes.CDLL, index: int) -> str:
+    value, numbers = ctypes.c_int(), []
+    for attribute in COMPUTE_CAPABILITY:
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, index)
+        numbers.append(value.value)
+    return "sm_{}{}".format(*numbers)

@@ -16,18 +16,19 @@ from preference_core.battles.battle import Battle, battle_from_row
 from preference_core.battles.encoders import encoder_from_folder
 from preference_core.ensemble.combination import Combination
 from preference_core.ensemble.metrics import log_loss, target_of_row
-from preference_core.ensemble.settings import LABELS_THREE_WAY, Classifier, Config, Member, ParityLimits
+from preference_core.ensemble.settings import LABELS_THREE_WAY, Config, Member, ParityLimits
 from preference_core.errors import UserError
 from preference_core.files.formats import RawRow
 from preference_core.files.predictions import probabilities_of
 from preference_core.files.rows import values_by_id
 from preference_core.progress import StepDone
+from preference_export.artefacts.model import Logits, TokenIds
 from preference_export.checkpoint.job import Job
+from preference_export.engine.runtimes import use_gpu_of
 from preference_export.gate.causes import Case, likeliest_cause, rules_of
 from preference_export.gate.check import subject_of
 from preference_export.gate.compare import ways_of
 from preference_export.gate.parity import limits_of, over
-from preference_export.original.model import Logits, TokenIds
 
 Array = npt.NDArray[np.float64]
 
@@ -53,7 +54,7 @@ class Agreement:
 
 
 def compare_with_owner(
-    jobs: Sequence[Job], member: Member | None, predictions: Path, battles: Path, report: StepDone
+    jobs: Sequence[Job[Member]], member: Member | None, predictions: Path, battles: Path, report: StepDone
 ) -> Agreement:
     """Compares the ensemble of `jobs`, or one `member` alone, with a file of the owner's predictions.
 
@@ -74,6 +75,7 @@ def compare_with_owner(
     encoded = {name: encoder.encode_batch(texts) for name, encoder in encoders.items()}
 
     def opened(name: str) -> Callable[[Sequence[TokenIds]], Logits]:
+        use_gpu_of(chosen[name].member)
         ((classifier, _), *_) = ways_of(chosen[name], subject_of(chosen[name]).file)
 
         def run(sequences: Sequence[TokenIds]) -> Logits:
@@ -145,7 +147,7 @@ def _battle(row: RawRow, labels: Sequence[str]) -> tuple[Battle, int | None]:
 
 def _probabilities(row: RawRow, labels: Sequence[str], member: Member | None) -> list[float]:
     """Probabilities in the order of `labels`, from columns of those names, of the head's, or of a submission."""
-    head = list(member.head_labels) if isinstance(member, Classifier) else []
+    head = list(member.head_labels) if member else []
     known = [list(labels), head, _published(labels)]
     columns = next((names for names in known if names and all(name in row for name in names)), None)
     return probabilities_of(row, columns or labels)

@@ -18,7 +18,7 @@ from preference_core.battles.tokenisation import BattleTokenizer, TokenisationSe
 from preference_core.battles.truncation import Policy, Truncation
 from preference_core.ensemble.combination import Combination
 from preference_core.errors import UserError
-from preference_export.original.model import Logits, TokenIds
+from preference_export.artefacts.model import Logits, TokenIds
 
 Array = npt.NDArray[np.float64]
 

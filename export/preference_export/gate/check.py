@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preference_core.artefacts.manifest import Manifest, amend_manifest, sha256_of
+from preference_core.ensemble.settings import Member
 from preference_core.errors import ParityError, UserError
 from preference_core.structure import plain
 from preference_export.artefacts.names import MODEL_FILE, PLAN_FILE
@@ -44,12 +45,12 @@ class Subject:
     runtime: str
 
 
-def subject_of(job: Job) -> Subject:
+def subject_of(job: Job[Member]) -> Subject:
     """What can be compared here: the engine on a GPU, else the graph. `CannotCheckError` when neither."""
     member = job.member
-    use_gpu_of(member)
-    if member.engine == "tensorrt" and gpu_architecture() != NO_GPU:
-        runtime = f"tensorrt {tensorrt_module().__version__} {gpu_architecture()}"
+    gpu = gpu_architecture(member)
+    if member.engine == "tensorrt" and gpu != NO_GPU:
+        runtime = f"tensorrt {tensorrt_module().__version__} {gpu}"
         return Subject(job.engine, built_engine(job), PLAN_FILE, runtime)
     provider = provider_for(member)
     if provider == CPU_PROVIDER and not dtypes_of(member).runs_on_cpu:
@@ -61,7 +62,7 @@ def subject_of(job: Job) -> Subject:
     return Subject(job.exported, exported_member(job), MODEL_FILE, f"onnxruntime {onnxruntime_version()} {provider}")
 
 
-def check_member(job: Job, *, again: bool = False) -> tuple[bool, Subject]:
+def check_member(job: Job[Member], *, again: bool = False) -> tuple[bool, Subject]:
     """Compares a member with the original and records it; False if that was done before, and is not done `again`.
 
     Every sample battle is compared in both orders of its responses. Above the limits: `ParityError`, and the record
@@ -82,6 +83,7 @@ def check_member(job: Job, *, again: bool = False) -> tuple[bool, Subject]:
         return False, subject
     from preference_export.gate.compare import compare
 
+    use_gpu_of(job.member)
     measured, broken = compare(job, subject.file, sample, limits)
     record = {"basis": basis, **({BROKEN: broken} if broken else measured)}
     manifest = job.made[subject.manifest.kind] = amend_manifest(subject.folder, subject.manifest, parity=record)

@@ -12,24 +12,21 @@ import torch
 
 from preference_core.battles.battle import swapped_label_order
 from preference_core.battles.encoders import encoder_from_folder
-from preference_core.battles.template import template_of
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.metrics import swap_consistency
-from preference_core.ensemble.settings import Classifier, ParityLimits
+from preference_core.ensemble.settings import Member, ParityLimits
 from preference_core.errors import ConfigError
 from preference_core.structure import plain
+from preference_export.artefacts.model import Logits, Model, TokenIds
 from preference_export.artefacts.names import MODEL_FILE, PLAN_FILE
 from preference_export.checkpoint.job import Job
-from preference_export.checkpoint.tokenizer_check import auto_tokenizer, check_same_ids, tokenizer_of
 from preference_export.engine.runtimes import CPU_PROVIDER, provider_for
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import PACKED_SEQUENCES, exceeded, logits_alone, measure, worst
 from preference_export.gate.scan import Scan, scan, scanned
 from preference_export.gate.tensorrt_classifier import classifiers_of_plan
 from preference_export.graph.precision import dtypes_of
-from preference_export.original.member import reference_of
 from preference_export.original.memory import fits
-from preference_export.original.model import Logits, Model, TokenIds
 from preference_export.original.sample import Sample, read_sample
 
 #: Memory that ONNX Runtime may take on a CPU, in multiples of a file's weights: it widens and repacks them.
@@ -38,7 +35,7 @@ COPIES_OF_WEIGHTS = 3
 Way = tuple[Model, int]
 
 
-def compare(job: Job, file: str, sample_path: Path, limits: ParityLimits) -> tuple[dict[str, Any], list[str]]:
+def compare(job: Job[Member], file: str, sample_path: Path, limits: ParityLimits) -> tuple[dict[str, Any], list[str]]:
     """What was measured of the artefact's `file`, and one sentence for everything that is above the limits or broken.
 
     Every sample battle is compared in both orders of its responses.
@@ -50,9 +47,9 @@ def compare(job: Job, file: str, sample_path: Path, limits: ParityLimits) -> tup
             f"`parity.max_log_loss_change` of `{job.member.name}` needs labels, and `{sample_path}` has none",
             hint="Remove the limit, or name labelled battles in `data.sample`.",
         )
-    _check_reading(job, sample)
+    job.check_reading(sample.battles)
     sequences, targets = _sequences(job.exported, sample, labels)
-    reference = reference_of(job)
+    reference = job.original()
     expected = reference.logits(sequences)
     del reference
     torch.cuda.empty_cache()  # the engine may need what the original held; without a GPU it does nothing
@@ -78,7 +75,7 @@ def compare(job: Job, file: str, sample_path: Path, limits: ParityLimits) -> tup
     return measured, [*_overflow(found), *exceeded(parity, limits)]
 
 
-def ways_of(job: Job, file: str) -> Sequence[Way]:
+def ways_of(job: Job[Member], file: str) -> Sequence[Way]:
     """The ways to run the artefact's `file`: an engine under each of its profiles, the last one with full batches."""
     if file == PLAN_FILE:
         classifiers = classifiers_of_plan(job.engine / PLAN_FILE, len(job.config.labels))
@@ -88,13 +85,6 @@ def ways_of(job: Job, file: str) -> Sequence[Way]:
     size_bytes = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
     frugal = provider == CPU_PROVIDER and not fits(COPIES_OF_WEIGHTS * size_bytes, "cpu")
     return [(OnnxClassifier(path, 0, provider, frugal), PACKED_SEQUENCES)]
-
-
-def _check_reading(job: Job, sample: Sample) -> None:
-    """Refuses a tokenizer that reads the sample's texts otherwise than Transformers."""
-    if isinstance(job.member, Classifier):
-        checkpoint, template = tokenizer_of(job.source), template_of(job.member.template)
-        check_same_ids(checkpoint, auto_tokenizer(checkpoint), map(template.render, sample.battles))
 
 
 def _overflow(found: Scan | None) -> list[str]:

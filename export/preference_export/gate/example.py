@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from preference_core.battles.encoders import encoder_from_folder
 from preference_core.battles.tokenisation import BattleTokenizer
+from preference_core.ensemble.settings import Member
 from preference_export.checkpoint.job import Job
 from preference_export.original.calibration import sample_of
 from preference_export.original.sample import read_sample
@@ -33,7 +34,7 @@ class Example:
         return [f"text {text!r}", f"{self.tokens} ids {first} ... {last}"]
 
 
-def example_of(job: Job) -> Example | None:
+def example_of(job: Job[Member]) -> Example | None:
     """The shortest of the sample battles that have all their texts; None for a member that reads no text."""
     encoder = encoder_from_folder(job.exported)
     if not isinstance(encoder, BattleTokenizer):

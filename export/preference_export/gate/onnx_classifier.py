@@ -8,9 +8,9 @@ import onnxruntime
 
 from preference_core import tensors
 from preference_core.errors import ArtefactError, SystemFailure
+from preference_export.artefacts.model import Logits, TokenIds
 from preference_export.engine.runtimes import CPU_PROVIDER, CUDA_PROVIDER
 from preference_export.graph.precision import CUDA_OPTIONS
-from preference_export.original.model import Logits, TokenIds
 
 PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {CPU_PROVIDER: {}, CUDA_PROVIDER: CUDA_OPTIONS}
 

@@ -12,7 +12,7 @@ from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.metrics import log_loss
 from preference_core.ensemble.settings import ParityLimits, Precision
 from preference_core.errors import ParityError
-from preference_export.original.model import Logits, Model, TokenIds
+from preference_export.artefacts.model import Logits, Model, TokenIds
 
 #: Limits that hold where the configuration gives none. FP32 differs by rounding only; elsewhere a near tie may flip.
 DEFAULT_LIMITS: dict[Precision, ParityLimits] = {

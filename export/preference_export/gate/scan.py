@@ -13,11 +13,11 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from preference_export.artefacts.model import Logits, TokenIds
 from preference_export.engine.runtimes import CPU_PROVIDER
 from preference_export.gate.onnx_classifier import feeds_of, session_of
 from preference_export.gate.parity import packs
 from preference_export.graph.packed import HIDDEN
-from preference_export.original.model import Logits, TokenIds
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 #: Nodes whose outputs are activations that a user can make sense of. Masks and their like are left out.

@@ -8,9 +8,9 @@ import torch
 
 from preference_core import tensors
 from preference_core.errors import ArtefactError, SystemFailure
-from preference_export.engine.runtimes import gpu_architecture, tensorrt_module
+from preference_export.artefacts.model import Logits, TokenIds
+from preference_export.engine.runtimes import gpus, tensorrt_module
 from preference_export.gate.onnx_classifier import feeds_of
-from preference_export.original.model import Logits, TokenIds
 
 
 class TensorRtClassifier:
@@ -56,7 +56,7 @@ def classifiers_of_plan(path: Path, labels: int) -> list[TensorRtClassifier]:
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise ArtefactError(
-            f"`{path}` does not load: this machine has TensorRT {trt.__version__} and `{gpu_architecture()}`",
+            f"`{path}` does not load: this machine has TensorRT {trt.__version__} and {' '.join(gpus())}",
             hint="Build it here with `preference-export engine`; its manifest says what it was built for.",
         )
     return [TensorRtClassifier(engine, profile, labels) for profile in range(engine.num_optimization_profiles)]

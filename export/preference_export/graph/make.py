@@ -3,29 +3,28 @@
 What a step does in detail is in the modules it calls; `member` decides whether there is anything to make.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
 
 from preference_core.artefacts.artefact import Draft
-from preference_core.battles.lengths import read_buckets, write_buckets
 from preference_core.battles.tokenisation import write_tokenisation
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
+from preference_core.ensemble.settings import Classifier
 from preference_core.progress import BytesDone
 from preference_export.artefacts.names import DOUBTS, RANGES_FILE, WEIGHT_BYTES
 from preference_export.checkpoint.adapter import check_named_base, check_no_adapter, read_adapter
 from preference_export.checkpoint.architecture import Architecture, architecture_of, hugging_face_config
 from preference_export.checkpoint.doubts import doubts_of
 from preference_export.checkpoint.head_labels import check_head
-from preference_export.checkpoint.job import Job
+from preference_export.checkpoint.job import Job, Started
 from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
 from preference_export.checkpoint.tokenizer_check import check_ids, check_reading, tokenizer_of
 from preference_export.graph.blocks import block_size
 from preference_export.graph.casts import ParameterSpec, written_specs
-from preference_export.graph.length_buckets import write_onnx
 from preference_export.graph.precision import Dtypes, dtypes_of
 from preference_export.graph.quantise import quantised_gemms
 from preference_export.graph.write import (
@@ -58,9 +57,9 @@ class OpenedMember:
         return sum(torch.Size(shape).numel() for shape in self.weights.shapes.values()) * self.dtypes.dtype.itemsize
 
 
-def open_member(job: Job) -> OpenedMember:
+def open_member(job: Job[Classifier]) -> OpenedMember:
     """Reads configuration and headers, and refuses whatever does not fit together."""
-    config, member, source = job.config, job.classifier, job.source
+    config, member, source = job.config, job.member, job.source
     check_no_adapter(source.base.folder)
     published = hugging_face_config(source.base.folder)
     architecture = architecture_of(published)
@@ -81,15 +80,15 @@ def open_member(job: Job) -> OpenedMember:
     return OpenedMember(architecture, weights, specs, len(config.labels), dtypes)
 
 
-def fill(draft: Draft, job: Job, started: Callable[[int], None], report: BytesDone) -> None:
+def fill(draft: Draft, job: Job[Classifier], started: Started, report: BytesDone) -> None:
     """Writes a classifier's ONNX and tokenizer. `started` is told the number of bytes to come, `report` those written.
 
     Nothing is written before everything was checked.
     """
     opened = open_member(job)
     tokenizer = tokenizer_of(job.source).folder
-    tokenisation = settings_of_checkpoint(tokenizer, job.classifier)
-    check_reading(job.classifier, job.source, tokenisation)
+    tokenisation = settings_of_checkpoint(tokenizer, job.member)
+    check_reading(job.member, job.source, tokenisation)
     ranges = load_file(job.calibration / RANGES_FILE) if opened.dtypes.calibrated else None
     started(opened.bytes)
     write_tokenisation(draft.folder, tokenizer, tokenisation)
@@ -101,7 +100,7 @@ def fill(draft: Draft, job: Job, started: Callable[[int], None], report: BytesDo
         opened.dtypes,
         report,
         ranges,
-        max_tokens=job.classifier.max_tokens,
+        max_tokens=job.member.max_tokens,
     )
     modules = [name.removesuffix(".weight") for name in opened.weights.shapes if name.endswith("_proj.weight")]
     doubts = [doubt for adapter in opened.weights.adapters for doubt in doubts_of(adapter, modules)]
@@ -110,11 +109,3 @@ def fill(draft: Draft, job: Job, started: Callable[[int], None], report: BytesDo
         WEIGHT_BYTES: opened.bytes,
         DOUBTS: doubts,
     }
-
-
-def fill_length_buckets(draft: Draft, job: Job) -> None:
-    """Writes the length baseline's ONNX and buckets."""
-    buckets = read_buckets(job.source.base.folder, job.config.labels)
-    write_buckets(draft.folder, buckets)
-    draft.known_hashes = write_onnx(draft.folder, buckets)
-    draft.details |= {"architecture": job.member.kind, WEIGHT_BYTES: buckets.log_probabilities().nbytes}

@@ -1,20 +1,16 @@
 """The exported member in `build/NAME/members/MEMBER`: what it is made from, and whether it has to be made again.
 
-`make` makes it, and is imported when there is something to make: torch and transformers take seconds.
+How it is made is for its kind (`Job.fill`).
 """
-
-from collections.abc import Callable
-from typing import Any
 
 from preference_core.artefacts.artefact import Artefact
 from preference_core.artefacts.manifest import Manifest, amend_manifest, verify
-from preference_core.ensemble.settings import Config, LengthBaseline, Member
+from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
 from preference_core.progress import BytesDone
-from preference_core.structure import plain
 from preference_export.artefacts.names import MODEL_FILE, RANGES_FILE, WEIGHT_BYTES
 from preference_export.artefacts.versions import versions
-from preference_export.checkpoint.job import Job
+from preference_export.checkpoint.job import Job, Started
 from preference_export.checkpoint.source import origins_of
 from preference_export.graph.external_data import check_external_data
 from preference_export.graph.precision import dtypes_of
@@ -23,46 +19,32 @@ from preference_export.graph.ranges import calibration_of
 KIND = "member"
 
 
-def settings_of(config: Config, member: Member) -> dict[str, Any]:
-    """The part of the configuration that decides the content of an exported member."""
-    if isinstance(member, LengthBaseline):
-        return {"labels": list(config.labels), "kind": member.kind}
-    keys = ("template", "special_tokens", "max_tokens", "truncation", "base_rounding")
-    values = {key: plain(getattr(member, key)) for key in keys}
-    return {"labels": list(config.labels), "dtypes": dtypes_of(member).described, **values}
-
-
-def export_member(job: Job, started: Callable[[int], None], report: BytesDone) -> bool:
+def export_member(job: Job[Member], started: Started, report: BytesDone) -> bool:
     """Makes the member's artefact; False when it was there, made from the same inputs.
 
     `started` is told the number of bytes to come, `report` those written.
     """
     calibration = calibration_of(job).files[RANGES_FILE] if dtypes_of(job.member).calibrated else None
     origin = {"sha256": calibration.sha256} if calibration else None
-    made_from = {"settings": settings_of(job.config, job.member), "inputs": job.inputs, "calibration": origin}
+    made_from = {"settings": job.settings, "inputs": job.inputs, "calibration": origin}
     artefact = Artefact(job.exported, KIND, made_from, versions())
     current = artefact.current(WEIGHT_BYTES)
     if current is not None:
         check_external_data(job.exported / MODEL_FILE)
         job.made[KIND] = _with_origins(job, current)
         return False
-    from preference_export.graph.make import fill, fill_length_buckets
-
     with artefact.draft() as draft:
-        if isinstance(job.member, LengthBaseline):
-            fill_length_buckets(draft, job)
-        else:
-            fill(draft, job, started, report)
+        job.fill(draft, started, report)
         draft.details |= origins_of(job.source)
     job.made[KIND] = draft.manifest
     return True
 
 
-def exported_member(job: Job) -> Manifest:
+def exported_member(job: Job[Member]) -> Manifest:
     """The manifest of an exported member that is unchanged and of these settings."""
     if KIND not in job.made:
         manifest = verify(job.exported)
-        if manifest.made_from.get("settings") != settings_of(job.config, job.member):
+        if manifest.made_from.get("settings") != job.settings:
             raise ArtefactError(
                 f"`{job.exported}` was exported with other settings than the configuration has now",
                 hint="Run `preference-export all` with this configuration.",
@@ -72,7 +54,7 @@ def exported_member(job: Job) -> Manifest:
     return job.made[KIND]
 
 
-def _with_origins(job: Job, manifest: Manifest) -> Manifest:
+def _with_origins(job: Job[Member], manifest: Manifest) -> Manifest:
     """Another revision may hold the same files: then only what the manifest says of it changes."""
     kept = {key: value for key, value in manifest.details.items() if key not in manifest.made_from["inputs"]}
     details = {**kept, **origins_of(job.source)}

@@ -6,7 +6,7 @@
 from typing import Any
 
 from preference_core.artefacts.manifest import Manifest, verify
-from preference_core.ensemble.settings import Classifier
+from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
 from preference_core.structure import plain
 from preference_export.checkpoint.job import Job
@@ -14,7 +14,7 @@ from preference_export.checkpoint.job import Job
 KIND = "calibration"
 
 
-def calibration_of(job: Job) -> Manifest:
+def calibration_of(job: Job[Member]) -> Manifest:
     """The manifest of a member's ranges.
 
     `ArtefactError` when there are none, or they are of other files of base and adapters, or of other settings.
@@ -27,7 +27,7 @@ def calibration_of(job: Job) -> Manifest:
             hint="Run `preference-export calibrate` (or `all`) with this configuration.",
         )
     manifest = verify(job.calibration)
-    for key, now in (("settings", calibration_settings(job.classifier)), ("inputs", job.inputs)):
+    for key, now in (("settings", calibration_settings(job.member)), ("inputs", job.inputs)):
         if manifest.made_from.get(key) != now:
             what = "settings" if key == "settings" else "files of `base` and `adapter`"
             raise ArtefactError(
@@ -38,6 +38,6 @@ def calibration_of(job: Job) -> Manifest:
     return manifest
 
 
-def calibration_settings(member: Classifier) -> dict[str, Any]:
+def calibration_settings(member: Member) -> dict[str, Any]:
     """The part of a member's configuration that decides what its ranges are measured on."""
     return {key: plain(getattr(member, key)) for key in ("template", "max_tokens", "truncation", "base_rounding")}

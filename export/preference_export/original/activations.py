@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from preference_core.artefacts.artefact import Draft
 from preference_core.ensemble.member_tokenizer import tokenizer_of_checkpoint
+from preference_core.ensemble.settings import Classifier
 from preference_core.errors import UserError
 from preference_export.artefacts.names import RANGES_FILE
 from preference_export.checkpoint.job import Job
@@ -38,7 +39,7 @@ MEASURE_INPUTS = {
 }
 
 
-def fill(draft: Draft, job: Job, sample: Path) -> None:
+def fill(draft: Draft, job: Job[Classifier], sample: Path) -> None:
     """Measures and writes the ranges of a member on the battles of the file `sample`."""
     sequences = tokenised(job, read_sample(sample, job.config.labels))
     ranges = measured_ranges(original_of(job), sequences)
@@ -66,9 +67,9 @@ def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int
     }
 
 
-def tokenised(job: Job, sample: Sample) -> list[npt.NDArray[np.int32]]:
+def tokenised(job: Job[Classifier], sample: Sample) -> list[npt.NDArray[np.int32]]:
     """Token ids of the sample's battles, each with its responses in both orders."""
-    tokenizer = tokenizer_of_checkpoint(tokenizer_of(job.source).folder, job.classifier)
+    tokenizer = tokenizer_of_checkpoint(tokenizer_of(job.source).folder, job.member)
     battles = [*sample.battles, *(battle.swapped() for battle in sample.battles)]
     return [battle.ids for battle in tokenizer.encode_batch(battles)]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from preference_core.artefacts.artefact import Artefact, versions_of
 from preference_core.artefacts.manifest import sha256_of
-from preference_core.ensemble.settings import Config
+from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import ConfigError
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.job import Job
 from preference_export.graph.ranges import KIND, calibration_settings
 
 
-def calibrate_member(job: Job) -> bool:
+def calibrate_member(job: Job[Classifier]) -> bool:
     """Measures and writes the ranges of a member; False when they were there, made from the same inputs."""
     sample = sample_of(job.config)
-    made_from = {"settings": calibration_settings(job.classifier), "inputs": job.inputs, "sample": sha256_of(sample)}
+    made_from = {"settings": calibration_settings(job.member), "inputs": job.inputs, "sample": sha256_of(sample)}
     artefact = Artefact(job.calibration, KIND, made_from, {**_modelopt_version(), **versions()})
     current = artefact.current()
     if current is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from preference_core.battles.lengths import LengthBuckets
-from preference_export.original.model import Logits, TokenIds
+from preference_export.artefacts.model import Logits, TokenIds
 
 
 class LengthReference:

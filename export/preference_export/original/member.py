@@ -2,25 +2,21 @@
 
 import math
 
-from preference_core.battles.lengths import read_buckets
-from preference_core.ensemble.settings import LengthBaseline
+from preference_core.ensemble.settings import Classifier
+from preference_export.artefacts.model import Model
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.checkpoint.job import Job
 from preference_export.checkpoint.source import Source
 from preference_export.graph.make import open_member
 from preference_export.original.layered import LayeredReference
-from preference_export.original.lengths import LengthReference
 from preference_export.original.memory import device_in_use, fits
-from preference_export.original.model import Model
 from preference_export.original.whole import Reference
 
 FLOAT_BYTES = 4
 
 
-def reference_of(job: Job) -> Model:
-    """What a member is compared with: the original model, whole where it fits into memory, or its length buckets."""
-    if isinstance(job.member, LengthBaseline):
-        return LengthReference(read_buckets(job.source.base.folder, job.config.labels))
+def reference_of(job: Job[Classifier]) -> Model:
+    """What a member is compared with: the original model, whole where it fits into memory."""
     source, weights = job.source, open_member(job).weights
     parameters = sum(math.prod(shape) for shape in weights.shapes.values())
     if len(source.adapters) > 1 or fits(FLOAT_BYTES * parameters, device_in_use()):
@@ -29,7 +25,7 @@ def reference_of(job: Job) -> Model:
     return LayeredReference(source.base.folder, adapter, len(job.config.labels), weights.base)
 
 
-def original_of(job: Job) -> Reference:
+def original_of(job: Job[Classifier]) -> Reference:
     """The original model, whole."""
     return _whole(job.source, open_member(job).weights.base, len(job.config.labels))
 

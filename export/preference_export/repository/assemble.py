@@ -62,7 +62,7 @@ class Part:
 
 
 def assemble(
-    config: Config, jobs: Sequence[Job], *, allow_unchecked: bool = False, check_inputs: bool = False
+    config: Config, jobs: Sequence[Job[Member]], *, allow_unchecked: bool = False, check_inputs: bool = False
 ) -> Assembled:
     """Builds `config.folders.repository` from checked members; leaves it alone when its content would be the same.
 
@@ -168,7 +168,7 @@ def _sources(config: Config) -> dict[str, Part]:
     return parts
 
 
-def _artefacts(jobs: Sequence[Job]) -> dict[str, Part]:
+def _artefacts(jobs: Sequence[Job[Member]]) -> dict[str, Part]:
     """The files of every member, by path; what is run goes to the member's model, encoders to `tokenize`."""
     parts = {}
     for job in jobs:

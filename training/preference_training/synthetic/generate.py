@@ -16,6 +16,7 @@ from preference_core.errors import ConfigError, nearest
 from preference_core.structure import plain, structure
 from preference_training.battles.baseline import BaselineSettings
 from preference_training.battles.split import Split
+from preference_training.members import chosen_members
 from preference_training.stages import Stage
 from preference_training.synthetic.battles import GeneratedBattle, generate, lowest_log_loss
 from preference_training.synthetic.tiny import TinyBase, write_base
@@ -59,7 +60,7 @@ class Generation:
 def generation_of(config: Config) -> Generation:
     """The checked table `[training]` of a configuration."""
     generation = structure(Generation, config.training, "training")
-    names = [member.name for member in config.members if isinstance(member, Classifier)]
+    names = [member.name for member in chosen_members(config, None, Classifier)]
     for name in generation.tiny:
         if name not in names:
             raise ConfigError(f"`training.tiny` names an unknown member `{name}`", hint=nearest(name, names))

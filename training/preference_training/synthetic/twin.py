@@ -63,15 +63,13 @@ def twin_of(source: Path) -> dict[str, Any]:
     data = {part: (folders.data / f"{part}.csv").as_posix() for part in ("train", "validation", "test")}
     classifiers = chosen_members(config, None, Classifier)
     shapes = {member.name: shape_of(member) for member in classifiers}
+    given = {member.name: table for member, table in zip(config.members, file.table["member"], strict=True)}
+    members = {m.name: _classifier(folders, m, given[m.name], shapes[m.name]) for m in classifiers}
+    members |= {m.name: _length_baseline(folders, m) for m in chosen_members(config, None, LengthBaseline)}
     twin: dict[str, Any] = {
         "name": name,
         "labels": list(config.labels),
-        "member": [
-            _length_baseline(folders, member)
-            if isinstance(member, LengthBaseline)
-            else _classifier(folders, member, table, shapes[member.name])
-            for member, table in zip(config.members, file.table["member"], strict=True)
-        ],
+        "member": [members[name] for name in given],
         "combine": _combine(name, config, file.table.get("combine", {})),
         "serving": file.table.get("serving", {}),
         "data": {**data, "sample": data["validation"]},
