@@ -59,13 +59,15 @@ class ClassifierJob(Job[Classifier]):
         return calibrate_member(self) if dtypes_of(self.member).calibrated else None
 
     def merge(self, started: Started, report: BytesDone) -> int:
+        from preference_export.checkpoint.tokenizer_check import tokenizer_of
         from preference_export.checkpoint.write import write_checkpoint
         from preference_export.graph.make import open_member
 
-        opened, base = open_member(self), self.source.base.folder
+        opened, base, tokenizer = open_member(self), self.source.base.folder, tokenizer_of(self.source).folder
         with replaced_folder(self.config.folders.merged(self.member.name)) as folder:
             started(opened.merged_bytes)
-            write_checkpoint(folder, base, opened.weights, self.config.labels, opened.dtypes.dtype, report)
+            dtype = opened.dtypes.dtype
+            write_checkpoint(folder, base, tokenizer, opened.weights, self.config.labels, dtype, report)
         return opened.merged_bytes
 
 

@@ -6,6 +6,7 @@ Exporting a graph takes seconds, so exported members are made once and tests tha
 import csv
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +110,9 @@ class Maker:
         for parameter in peft_model.parameters():
             if parameter.requires_grad:
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-        peft_model.save_pretrained(folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
+            peft_model.save_pretrained(folder)
         return folder
 
     def weights(self, base, *adapters, labels=LABELS, rounding="none"):

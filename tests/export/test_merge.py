@@ -13,6 +13,10 @@ from preference_export.checkpoint.write import write_checkpoint
 from preference_export.original.whole import quiet_loading
 
 VARIANTS = {
+    "an embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "an embedding by dora": {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True, "use_rslora": True},
+    "biases of adapted layers": {"bias": "lora_only"},
+    "every bias": {"bias": "all"},
     "lora": {},
     "rank-stabilised": {"use_rslora": True},
     "dora": {"use_dora": True},
@@ -155,7 +159,9 @@ def test_the_merged_checkpoint_loads_in_transformers(make, tmp_path, shard_bytes
     labels = ("winner_model_a", "winner_model_b", "winner_tie")
     target = tmp_path / "merged"
     target.mkdir()
-    files = write_checkpoint(target, base, make.weights(base, adapter), labels, torch.float32, shard_bytes=shard_bytes)
+    files = write_checkpoint(
+        target, base, base, make.weights(base, adapter), labels, torch.float32, shard_bytes=shard_bytes
+    )
     assert (len(files) == 1) == (shard_bytes == 10**9)
     with quiet_loading():
         model = AutoModelForSequenceClassification.from_pretrained(target)

@@ -135,7 +135,7 @@ def test_adapters_merge_into_the_dequantised_base_as_in_peft(make, tmp_path, qua
     save_file(plain, base / "model.safetensors", metadata={"format": "pt"})
     weights, expected = make.weights(quantised, adapter), make.merged_by_peft(base, adapter)
     assert all(torch.equal(weights.tensor(name), expected[name]) for name in weights.shapes)
-    write_checkpoint(tmp_path / "merged", quantised, weights, ("a", "b", "tie"), torch.float32)
+    write_checkpoint(tmp_path / "merged", quantised, quantised, weights, ("a", "b", "tie"), torch.float32)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert torch.equal(loaded.score.weight, expected["score.weight"])
 

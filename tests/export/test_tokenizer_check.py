@@ -90,7 +90,7 @@ def with_a_space_before(tokenizer):
 )
 def test_another_tokenizer_is_refused_with_what_differs(project, tokenizer, part, changed):
     save(project, changed(tokenizer))
-    with pytest.raises(ArtefactError, match=f"is not that of the base `base`: their `{part}` differ"):
+    with pytest.raises(ArtefactError, match=f"is not that of `base`: their `{part}` differ"):
         project.run("onnx")
 
 

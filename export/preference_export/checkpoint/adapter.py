@@ -18,27 +18,20 @@ from preference_core.ensemble.locations import is_hub_id, read_json
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError, UserError
 from preference_core.structure import structure
+from preference_export.checkpoint.adapter_names import CONFIG, EMBEDDING, base_name, plain_names, wrappers_of
 from preference_export.checkpoint.files import ADAPTER_WEIGHTS, TensorFiles
 
 HEAD = "score.weight"
-EMBEDDING = "model.embed_tokens.weight"
-CONFIG = "adapter_config.json"
+EMBEDDED = EMBEDDING.removesuffix(".weight")
 #: What PEFT adds to `modules_to_save` for a classifier.
 HEAD_MODULES = ("classifier", "score")
-PREFIX = "base_model.model."
 LORA_SUFFIXES = {
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
+    ".lora_embedding_A": "a",
+    ".lora_embedding_B": "b",
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
-}
-#: Parts of names that a wrapper adds, and whose they are. PEFT leaves tensors of such names out without a word.
-WRAPPERS = {
-    "_orig_mod": "torch.compile",
-    "module": "DistributedDataParallel or DeepSpeed",
-    "_fsdp_wrapped_module": "FSDP",
-    "_checkpoint_wrapped_module": "activation checkpointing",
-    "default": "a PEFT model's own state_dict",
 }
 #: Keys of adapter_config.json that decide the merged weights and are honoured.
 HONOURED = frozenset(
@@ -46,6 +39,7 @@ HONOURED = frozenset(
         *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
         *("peft_type", "task_type"),
+        "bias",  # which says what else is saved: every tensor has a place or is refused
     }
 )
 #: Keys that only matter in training, or describe where the adapter came from.
@@ -56,6 +50,7 @@ WITHOUT_EFFECT = frozenset(
         *("base_model_name_or_path", "revision", "auto_mapping", "peft_version"),
     }
 )
+MERGE_IT = "Merge it with PEFT (`merge_and_unload`), and export the result as a base without an adapter."
 #: Initialisations that leave the base weights as they are. Others (pissa, olora, ...) rewrite them on every load.
 INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -110,7 +105,8 @@ class Lora:
 class Adapter:
     """`loras` by module name; `saved` maps parameters that replace the base's (the head) to their stored names.
 
-    `named_base` is what the adapter's configuration calls the base it was trained on.
+    `named_base` is what the adapter's configuration calls the base it was trained on; `wrappers` is what was left out
+    of the names of its tensors.
     """
 
     config: LoraConfig
@@ -118,6 +114,12 @@ class Adapter:
     files: TensorFiles
     loras: Mapping[str, Lora]
     saved: Mapping[str, str]
+    wrappers: tuple[str, ...] = ()
+
+    @property
+    def embedding_rows(self) -> int | None:
+        """Rows of the embedding that it brings, which training may have resized; None where it brings none."""
+        return self.files.tensors[self.saved[EMBEDDING]].shape[0] if EMBEDDING in self.saved else None
 
 
 def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
@@ -126,18 +128,20 @@ def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
     table = read_json(folder / CONFIG)
     config = _config(folder, table)
     files = TensorFiles(folder, ADAPTER_WEIGHTS)
-    _check_names(files)
+    names = plain_names(files)
     # PEFT saves the head of a classifier whether the configuration names it or not; early versions never name it.
     heads = HEAD_MODULES if config.task_type == "SEQ_CLS" else ()
-    parts, saved = _sorted_tensors(files, {*(config.modules_to_save or ()), *heads})
+    parts, saved = _sorted_tensors(folder, names, {*(config.modules_to_save or ()), *heads}, config.bias != "none")
     if HEAD not in saved:
         raise AdapterError(
             f"Adapter `{folder}` (task type {config.task_type}) has no classification head: no tensor `{HEAD}`",
             hint="Train it with task_type SEQ_CLS, so that PEFT saves `score` in modules_to_save.",
         )
-    _check_targets(folder, config, parts, [name for name in linear_modules if f"{name}.weight" not in saved])
+    adaptable = [name for name in (EMBEDDED, *linear_modules) if f"{name}.weight" not in saved or name in parts]
+    _check_targets(folder, config, parts, adaptable)
     loras = {module: _lora(folder, module, tensors, config) for module, tensors in parts.items()}
-    return Adapter(config, str(table.get("base_model_name_or_path") or ""), files, loras, saved)
+    named_base = str(table.get("base_model_name_or_path") or "")
+    return Adapter(config, named_base, files, loras, saved, tuple(wrappers_of(names)))
 
 
 def check_named_base(adapter: Adapter, member: Classifier) -> None:
@@ -185,7 +189,7 @@ def _config(folder: Path, table: Mapping[str, Any]) -> LoraConfig:
             continue
         raise AdapterError(
             f"Adapter `{folder}` uses `{key}` = `{value}`, which is not supported",
-            hint="Merge it with PEFT (`merge_and_unload`), and export the result as a base without an adapter.",
+            hint=MERGE_IT,
         )
     if table.get("init_lora_weights", True) not in INITIALISATIONS:
         raise AdapterError(
@@ -210,35 +214,25 @@ def _default(entry: "dataclasses.Field[Any]") -> Any:
     return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
 
 
-def _check_names(files: TensorFiles) -> None:
-    for stored in sorted(files.tensors):
-        wrapper = next((part for part in stored.split(".") if part in WRAPPERS), None)
-        if wrapper is not None:
-            owner = WRAPPERS[wrapper]
-            raise AdapterError(
-                f"Adapter `{files.folder}` holds the tensor `{stored}`: `{wrapper}.` is a prefix of {owner}",
-                hint="PEFT would leave it out. Save it again by `save_pretrained` of the unwrapped model, or take "
-                f"`{wrapper}.` out of the names of all tensors.",
-            )
-
-
 def _sorted_tensors(
-    files: TensorFiles, modules_to_save: Iterable[str]
+    folder: Path, names: Mapping[str, str], modules_to_save: Iterable[str], biases: bool
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """LoRA parts by module, and saved parameters. Any tensor that is neither is refused."""
+    """LoRA parts by module, and saved parameters, which are also `biases`. Any tensor that is neither is refused."""
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
-    for stored in sorted(files.tensors):
-        name = stored.removeprefix(PREFIX)
+    for full, stored in names.items():
+        name = base_name(full)
         suffix = next((suffix for suffix in LORA_SUFFIXES if name.endswith(suffix)), None)
-        if suffix is not None and stored != name:
+        if suffix is not None and full != name:
             parts.setdefault(name.removesuffix(suffix), {})[LORA_SUFFIXES[suffix]] = stored
-        elif stored != name and (name == EMBEDDING or is_saved(name, modules_to_save)):
+        elif full != name and (
+            name == EMBEDDING or is_saved(name, modules_to_save) or (biases and name.endswith(".bias"))
+        ):
             saved[name] = stored
         else:
             raise AdapterError(
-                f"Adapter `{files.folder}` holds the tensor `{stored}`, which has no place in a merged model",
-                hint="Only LoRA matrices of linear layers, DoRA magnitudes and modules_to_save are supported.",
+                f"Adapter `{folder}` holds the tensor `{stored}`, which has no place in a merged model",
+                hint=f"LoRA, DoRA, biases and modules_to_save are supported. {MERGE_IT}",
             )
     return parts, saved
 
@@ -250,11 +244,9 @@ def is_saved(name: str, modules_to_save: Iterable[str]) -> bool:
     return any(holder.endswith(tuple(modules_to_save)) for holder in holders)
 
 
-def _check_targets(
-    folder: Path, config: LoraConfig, parts: Mapping[str, object], linear_modules: Iterable[str]
-) -> None:
+def _check_targets(folder: Path, config: LoraConfig, parts: Mapping[str, object], modules: Iterable[str]) -> None:
     """PEFT's own rule says which modules the adapter must have; more or fewer means another base or a torn file."""
-    expected = {module for module in linear_modules if check_target_module_exists(config, module)}
+    expected = {module for module in modules if check_target_module_exists(config, module)}
     hint = "It was trained on another architecture or size, or its file is incomplete."
     for module in sorted(parts.keys() - expected):
         raise AdapterError(f"Adapter `{folder}` adapts `{module}`, which this base does not have", hint=hint)

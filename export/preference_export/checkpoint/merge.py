@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from preference_core.errors import CheckpointError, UserError
-from preference_export.checkpoint.adapter import EMBEDDING, HEAD, Adapter, AdapterError, Lora, is_saved
+from preference_export.checkpoint.adapter import HEAD, Adapter, AdapterError, Lora, is_saved
+from preference_export.checkpoint.adapter_names import EMBEDDING
 from preference_export.checkpoint.files import TensorFiles
 
 ADAPTER_NAME = "default"
@@ -29,13 +31,6 @@ ADAPTER_MARKS = (".lora_", ".base_layer.", ".modules_to_save.", ".original_modul
 
 class HeadError(UserError):
     """The classification head is missing, or is not for the configured labels."""
-
-
-#: The way out for an adapter whose training added tokens.
-RESIZED = (
-    "Training resized the embedding. Merge it with PEFT: load the base, `resize_token_embeddings(ROWS)`, "
-    "`PeftModel.from_pretrained`, `merge_and_unload`, `save_pretrained`; export that as a base without an adapter."
-)
 
 
 class MergedWeights:
@@ -79,15 +74,17 @@ class MergedWeights:
         """What one adapter makes of a tensor: whole where it is merged, else in blocks as it is stored."""
         lora = _lora(adapter, name)
         if adapter is not None and lora is not None:
-            yield self._merged(adapter, lora, self._stored[name])
+            yield self._merged(adapter, lora, name)
         else:
             files, stored = self._source(adapter, name)
             yield from files.blocks(stored)
 
-    def _merged(self, adapter: Adapter, lora: Lora, stored: str) -> torch.Tensor:
+    def _merged(self, adapter: Adapter, lora: Lora, name: str) -> torch.Tensor:
+        files, stored = self._source(adapter, name)
         a, b = (adapter.files.read(part).float() for part in (lora.a, lora.b))
         magnitude = adapter.files.read(lora.magnitude).float() if lora.magnitude else None
-        return merged(self.base.read(stored).float(), a, b, magnitude, lora, adapter.config)
+        layer = LoraEmbedding if name == EMBEDDING else LoraLinear
+        return merged(files.read(stored).float(), a, b, magnitude, lora, adapter.config, layer)
 
     def _changes(self, adapter: Adapter, name: str) -> bool:
         return name in adapter.saved or _lora(adapter, name) is not None
@@ -159,10 +156,10 @@ class MergedWeights:
             raise CheckpointError(f"Checkpoint `{files.folder}` has no tensor `{stored}`")
         found = files.tensors[stored].shape
         if found != shape:
+            resized = name == EMBEDDING and any(each.embedding_rows for each in self.adapters)
+            whose = "another adapter's embedding has" if resized else "the base's config.json asks for"
             raise CheckpointError(
-                f"Tensor `{stored}` of `{files.folder}` has shape {list(found)}, the base's config.json asks for "
-                f"{list(shape)}",
-                hint=RESIZED if name == EMBEDDING and adapter is not None and files is adapter.files else None,
+                f"Tensor `{stored}` of `{files.folder}` has shape {list(found)}, {whose} {list(shape)}"
             )
         dtype = files.tensors[stored].dtype
         if dtype not in FLOATS:
@@ -181,7 +178,7 @@ def _lora(adapter: Adapter | None, name: str) -> Lora | None:
 
 
 def _check_lora(files: TensorFiles, name: str, lora: Lora, shape: tuple[int, ...]) -> None:
-    outputs, inputs = shape
+    outputs, inputs = reversed(shape) if name == EMBEDDING else shape
     expected: dict[str, tuple[int, ...]] = {lora.a: (lora.rank, inputs), lora.b: (outputs, lora.rank)}
     if lora.magnitude:
         expected[lora.magnitude] = (outputs,)
@@ -201,8 +198,11 @@ def merged(
     magnitude: torch.Tensor | None,
     lora: Lora,
     config: LoraConfig,
+    kind: type[LoraLinear] | type[LoraEmbedding] = LoraLinear,
 ) -> torch.Tensor:
-    """`weight` `[outputs, inputs]` merged with its LoRA (or rsLoRA, DoRA) by PEFT's own linear layer; all float32.
+    """`weight` `[outputs, inputs]` merged with its LoRA (or rsLoRA, DoRA) by PEFT's own layer; all float32.
+
+    That of an embedding has a row for each token, and `a` and `b` lie the other way round.
 
     `fan_in_fan_out` is for layers that store `[inputs, outputs]`; every layer here is an `nn.Linear`, for which
     PEFT itself overrules the flag.
@@ -214,17 +214,20 @@ def merged(
         use_dora=config.use_dora,
         init_lora_weights=False,
     )
-    outputs, inputs = weight.shape
+    embedding = kind is LoraEmbedding
     with torch.device("meta"):
-        linear = nn.Linear(inputs, outputs, bias=False)
-        layer = LoraLinear(linear, ADAPTER_NAME, settings, r=lora.rank, lora_alpha=lora.alpha)
-    linear.weight = _frozen(weight)
-    layer.lora_A[ADAPTER_NAME].weight = _frozen(a)
-    layer.lora_B[ADAPTER_NAME].weight = _frozen(b)
+        rows, columns = weight.shape
+        bare = nn.Embedding(rows, columns) if embedding else nn.Linear(columns, rows, bias=False)
+        layer = kind(bare, ADAPTER_NAME, settings, r=lora.rank, lora_alpha=lora.alpha)
+    bare.weight = _frozen(weight)
+    if embedding:
+        layer.lora_embedding_A[ADAPTER_NAME], layer.lora_embedding_B[ADAPTER_NAME] = _frozen(a), _frozen(b)
+    else:
+        layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight = _frozen(a), _frozen(b)
     if magnitude is not None:
         layer.lora_magnitude_vector[ADAPTER_NAME].weight = _frozen(magnitude)
     layer.merge()
-    return linear.weight.data
+    return bare.weight.data
 
 
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:

@@ -130,25 +130,31 @@ def _tokens(auto: Any, ids: Sequence[int]) -> str:
 
 
 def check_tokenizers(source: Source) -> None:
-    """Raises `ArtefactError` naming the part in which an adapter's tokenizer differs from the base's."""
-    own = source.base.folder / TOKENIZER_FILE
+    """Raises `ArtefactError` naming the part in which an adapter's tokenizer differs from the exported or the base's.
+
+    An adapter whose tokenizer is exported may have added tokens: those of training.
+    """
+    exported = tokenizer_of(source)
     for adapter in source.adapters:
-        other = adapter.folder / TOKENIZER_FILE
-        if not (own.is_file() and other.is_file()) or sha256_of(own) == sha256_of(other):
-            continue
-        one, two = _parts(own), _parts(other)
-        for part in DECIDING:
-            if one[part] != two[part]:
-                raise _different(source.base, adapter, part)
+        for other in (exported, source.base):
+            files = [checkpoint.folder / TOKENIZER_FILE for checkpoint in (other, adapter)]
+            if not all(file.is_file() for file in files) or sha256_of(files[0]) == sha256_of(files[1]):
+                continue
+            one, two = map(_parts, files)
+            if adapter == exported:
+                two["added_tokens"] = [token for token in two["added_tokens"] if token in one["added_tokens"]]
+            for part in DECIDING:
+                if one[part] != two[part]:
+                    raise _different(other, adapter, part)
 
 
-def check_ids(base: Path, rows: int) -> None:
-    """Raises `ArtefactError` naming the first token of the base's tokenizer whose id is beyond the embedding's rows.
+def check_ids(checkpoint: Path, rows: int) -> None:
+    """Raises `ArtefactError` naming the first token of its tokenizer whose id is beyond the embedding's rows.
 
     A text that spells such a token would fail inside the runtime, and no sample may hold one. A checkpoint without a
     tokenizer is refused elsewhere.
     """
-    path = base / TOKENIZER_FILE
+    path = checkpoint / TOKENIZER_FILE
     if not path.is_file():
         return
     beyond = {token: id for token, id in read_tokenizer(path).get_vocab(with_added_tokens=True).items() if id >= rows}
@@ -156,15 +162,15 @@ def check_ids(base: Path, rows: int) -> None:
         token = min(beyond, key=lambda name: beyond[name])
         raise ArtefactError(
             f"`{path}` gives `{token}` the id {beyond[token]}, and the embedding has {rows} rows",
-            hint="A token was added without `resize_token_embeddings`. Remove it from the tokenizer (nothing is padded "
-            "here), or export a merged base with the resized embedding.",
+            hint="A token was added without `resize_token_embeddings`, or the adapter was saved without the resized "
+            "embedding (`save_embedding_layers=True`). If no text holds it, remove it from the tokenizer: nothing is "
+            "padded here.",
         )
 
 
-def _different(base: Checkpoint, adapter: Checkpoint, part: str) -> ArtefactError:
+def _different(other: Checkpoint, adapter: Checkpoint, part: str) -> ArtefactError:
     return ArtefactError(
-        f"The tokenizer beside the adapter `{adapter.origin}` is not that of the base `{base.origin}`: "
-        f"their `{part}` differ",
+        f"The tokenizer beside the adapter `{adapter.origin}` is not that of `{other.origin}`: their `{part}` differ",
         hint=f"Text would be read otherwise than in training. Use a base with the adapter's {TOKENIZER_FILE}, or "
         "remove that file from the adapter if it was never used.",
     )

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import torch
 
 from preference_core.progress import BytesDone
+from preference_export.checkpoint.adapter_names import EMBEDDING
 from preference_export.checkpoint.architecture import hugging_face_config
 from preference_export.checkpoint.files import BASE_WEIGHTS
 from preference_export.checkpoint.merge import MergedWeights
@@ -31,24 +32,29 @@ _ALIGNMENT = 8
 def write_checkpoint(
     folder: Path,
     base: Path,
+    tokenizer: Path,
     weights: MergedWeights,
     labels: Sequence[str],
     dtype: torch.dtype,
     report: BytesDone = lambda written: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
-    """Fills `folder` with a checkpoint that `AutoModelForSequenceClassification` loads; returns its weight files."""
+    """Fills `folder` with a checkpoint that `AutoModelForSequenceClassification` loads; returns its weight files.
+
+    The configuration is that of the folder `base`, with the tokenizer of the folder `tokenizer`.
+    """
     config = hugging_face_config(base)
     config.architectures = [CLASSES[config.model_type]]
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.dtype = dtype
+    config.vocab_size = weights.shapes[EMBEDDING][0]
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # these weights are what it stood for
     config.save_pretrained(folder)
     for name in TOKENIZER_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
     shards = _shards(weights.shapes, dtype, shard_bytes)
     if len(shards) == 1:
         names = [BASE_WEIGHTS]

@@ -4,7 +4,7 @@ What a step does in detail is in the modules it calls; `member` decides whether 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors.torch import load_file
@@ -16,6 +16,7 @@ from preference_core.ensemble.settings import Classifier
 from preference_core.progress import BytesDone
 from preference_export.artefacts.names import DOUBTS, RANGES_FILE, WEIGHT_BYTES
 from preference_export.checkpoint.adapter import check_named_base, check_no_adapter, read_adapter
+from preference_export.checkpoint.adapter_names import EMBEDDING
 from preference_export.checkpoint.architecture import Architecture, architecture_of, hugging_face_config
 from preference_export.checkpoint.doubts import doubts_of
 from preference_export.checkpoint.head_labels import check_head
@@ -73,7 +74,11 @@ def open_member(job: Job[Classifier]) -> OpenedMember:
     adapters = [read_adapter(adapter.folder, modules) for adapter in source.adapters]
     for adapter in adapters:
         check_named_base(adapter, member)
-    check_ids(source.base.folder, architecture.vocabulary)
+    rows = next((adapter.embedding_rows for adapter in adapters if adapter.embedding_rows), architecture.vocabulary)
+    if rows != architecture.vocabulary:
+        architecture = replace(architecture, vocabulary=rows)
+        model = classifier_without_data(architecture, len(config.labels))
+    check_ids(tokenizer_of(source).folder, rows)
     check_head(member, published, [adapter.folder for adapter in source.adapters], config.labels)
     weights = MergedWeights(base, adapters, checkpoint_shapes(model))
     specs = written_specs(parameter_specs(model), dtypes, quantised_gemms(modules, dtypes))
@@ -102,7 +107,9 @@ def fill(draft: Draft, job: Job[Classifier], started: Started, report: BytesDone
         ranges,
         max_tokens=job.member.max_tokens,
     )
-    modules = [name.removesuffix(".weight") for name in opened.weights.shapes if name.endswith("_proj.weight")]
+    modules = [
+        name.removesuffix(".weight") for name in opened.weights.shapes if name.endswith(("_proj.weight", EMBEDDING))
+    ]
     doubts = [doubt for adapter in opened.weights.adapters for doubt in doubts_of(adapter, modules)]
     draft.details |= {
         "architecture": opened.architecture.model_type,

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from accelerate import init_empty_weights
 from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from preference_core.errors import SystemFailure
+from preference_export.checkpoint.adapter_names import EMBEDDING, brought_by, readable_by_peft
 from preference_export.checkpoint.architecture import hugging_face_config
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.original.memory import device_in_use
@@ -38,16 +38,23 @@ class LayeredReference:
         config.quantization_config = None
         config.dtype = torch.float32
         config.pad_token_id = None
+        brought = brought_by(adapter) if adapter is not None else {}
+        config.vocab_size = brought.get(EMBEDDING, (config.vocab_size,))[0]
         with quiet_loading(), init_empty_weights(include_buffers=False):
             self._model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
-        # Zeros that take no memory: PEFT would put an adapter on the `meta` device beside a base that is there.
-        for owner in self._model.modules():
+        # Zeros that take no memory: PEFT would put an adapter on the `meta` device beside a base that is there. What it
+        # copies into the base's own parameters, as a resized embedding, needs the memory.
+        self._absent: dict[nn.Parameter, str] = {}
+        for path, owner in self._model.named_modules():
             for key, parameter in list(owner.named_parameters(recurse=False)):
-                setattr(owner, key, nn.Parameter(torch.zeros(1).expand(parameter.shape), requires_grad=False))
-        self._absent = {parameter: name for name, parameter in self._model.named_parameters()}
+                name, shape = f"{path}.{key}", parameter.shape
+                zeros = torch.zeros(shape) if name in brought else torch.zeros(1).expand(shape)
+                setattr(owner, key, nn.Parameter(zeros, requires_grad=False))
+                if name not in brought:
+                    self._absent[getattr(owner, key)] = name
         if adapter is not None:
-            with quiet_loading():
-                PeftModel.from_pretrained(self._model, adapter)
+            with quiet_loading(), readable_by_peft(adapter) as readable:
+                PeftModel.from_pretrained(self._model, readable)
         self._model.eval()
         self._stored = stored
         self._device = device_in_use()
@@ -83,12 +90,14 @@ class LayeredReference:
     def _embedding(self, sequences: Sequence[npt.NDArray[np.int32]]) -> Iterator[Sequence[torch.Tensor]]:
         """Loads the rows of the embedding that `sequences` name; yields the sequences as indices of these."""
         module: Any = self._model.get_input_embeddings()
-        if isinstance(module, ModulesToSaveWrapper):  # Trained whole, and so in memory already.
+        if (
+            not isinstance(module, nn.Embedding) or module.weight not in self._absent
+        ):  # trained, so that it is needed whole
             with self._loaded(module):
                 yield [torch.from_numpy(ids).long() for ids in sequences]
             return
         used, indices = np.unique(np.concatenate(sequences), return_inverse=True)
-        name, empty = self._stored_name("model.embed_tokens.weight"), module.weight
+        name, empty = self._stored_name(EMBEDDING), module.weight
         module.weight, module.padding_idx = _parameter(self._rows(name, used), self._device), None
         try:
             yield list(torch.from_numpy(indices).split([len(ids) for ids in sequences]))

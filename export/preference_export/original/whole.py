@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from preference_core.errors import SystemFailure
+from preference_export.checkpoint.adapter_names import EMBEDDING, brought_by, readable_by_peft
 from preference_export.checkpoint.architecture import hugging_face_config
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.original.memory import device_in_use, fits
@@ -35,7 +36,7 @@ class Reference:
         Several adapters are merged by PEFT, each into a model of its own, and the mean of these is the original.
         """
         with quiet_loading():
-            models = (PeftModel.from_pretrained(_base(base, True, labels, stored), adapter) for adapter in adapters)
+            models = (_adapted(_base(base, True, labels, stored), adapter) for adapter in adapters)
             if len(adapters) > 1:
                 self.model: nn.Module = _mean(models)
             else:
@@ -91,6 +92,15 @@ def _base(base: Path, headless: bool, labels: int, stored: TensorFiles | None) -
     # pad id, which is another one where user text ends in it (pad = eos).
     model.config.pad_token_id = None
     return model
+
+
+def _adapted(model: Any, adapter: Path) -> Any:
+    """The classifier with its adapter, for which training may have resized the embedding."""
+    rows = brought_by(adapter).get(EMBEDDING, (model.config.vocab_size,))[0]
+    if rows != model.config.vocab_size:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    with readable_by_peft(adapter) as readable:
+        return PeftModel.from_pretrained(model, readable)
 
 
 def _mean(models: Iterator[Any]) -> Any:
