@@ -101,7 +101,7 @@ check: install ## formatting, lint, types
 		$(BIN)/mypy --config-file pyproject.toml $$part/preference_$$part || exit; done
 
 check-deploy: export PREFERENCE_DEPLOY_TOOLS := $(DEPLOY_BIN)
-check-deploy: install $(DEPLOY_BIN)/.installed ## the Kubernetes manifests and the monitoring, by their own tools
+check-deploy: install $(DEPLOY_BIN)/.installed ## Kubernetes manifests, monitoring and Envoy, by their own tools (5 minutes)
 	$(BIN)/python -m pytest tests/deploy
 
 $(DEPLOY_BIN)/.installed: requirements/deploy.txt

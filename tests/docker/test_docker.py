@@ -73,16 +73,17 @@ def servers(services: dict[str, Any]) -> dict[str, Any]:
     return {name: service for name, service in services.items() if name.startswith("triton")}
 
 
-def test_every_service_is_confined_and_reachable_from_this_machine_only(services: dict[str, Any]) -> None:
+def test_every_service_is_confined_and_only_the_front_is_reachable_from_elsewhere(services: dict[str, Any]) -> None:
     assert {name: service["profiles"] for name, service in services.items()} == {
         "triton": ["gpu"],
         "triton-cpu": ["cpu"],
+        "front": ["front"],
         "prometheus": ["monitoring"],
         "alertmanager": ["monitoring"],
         "grafana": ["monitoring"],
     }
-    for service in services.values():
-        assert {port.split(":")[0] for port in service["ports"]} == {"127.0.0.1"}
+    for name, service in services.items():
+        assert name == "front" or {port.split(":")[0] for port in service["ports"]} == {"127.0.0.1"}
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -91,7 +92,7 @@ def test_every_service_is_confined_and_reachable_from_this_machine_only(services
 def test_every_file_that_a_service_mounts_exists(services: dict[str, Any]) -> None:
     mounts = [volume for service in services.values() for volume in service["volumes"] if isinstance(volume, str)]
     files = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
-    assert len(files) == 5
+    assert len(files) == 6
     assert all((DOCKER / file).exists() for file in files)
 
 
