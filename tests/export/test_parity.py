@@ -85,6 +85,26 @@ def test_packs_are_asked_in_both_orders():
     assert parity.max_logit_difference == pytest.approx(0.1)
 
 
+class Listening:
+    """An artefact that is right, and keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def logits(self, sequences):
+        self.asked.append([len(ids) for ids in sequences])
+        return np.zeros((len(sequences), 3), np.float32)
+
+
+def test_two_packs_of_all_lengths_stand_for_a_large_sample():
+    artefact = Listening()
+    sequences = [np.zeros(length, np.int32) for length in range(1, 129)]
+    measure(artefact, np.zeros((128, 3), np.float32), sequences, packed=4)
+    assert artefact.asked[:128] == [[length] for length in range(1, 129)]
+    assert artefact.asked[128:130] == [[1, 33, 65, 97], [32, 64, 96, 128]]
+    assert artefact.asked[130:] == [pack[::-1] for pack in artefact.asked[128:130]]
+
+
 def test_the_reference_pools_the_last_token_even_where_it_is_the_pad_token(make, tmp_path):
     """Hugging Face skips trailing pad tokens, which are part of the text where pad = eos and a user wrote `<eos>`."""
     base = make.base(tmp_path / "base", "llama", head=True)

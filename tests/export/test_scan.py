@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,22 +13,23 @@ from preference_core.artefacts.manifest import read_manifest
 from preference_core.ensemble.settings import ParityLimits
 from preference_core.errors import ParityError
 from preference_export.artefacts.names import MODEL_FILE
-from preference_export.gate.onnx_classifier import feeds_of
+from preference_export.gate.onnx_classifier import OnnxClassifier, feeds_of, session_of
 from preference_export.gate.parity import compare, exceeded, limits_of
 from preference_export.gate.scan import scan, scanned
 from preference_export.graph.packed import PackedClassifier
 from preference_export.graph.precision import Dtypes
 
-UP = "model.layers.0.mlp.up_proj"
-OVERFLOWING = "model.layers.0.mlp.down_proj"
+UP, GATE, DOWN = (f"model.layers.0.mlp.{name}_proj" for name in ("up", "gate", "down"))
 
 
 class Planted:
-    """Weights whose up projection is scaled up and whose down projection is scaled down: only between them is more."""
+    """Weights of which some projections are scaled up and the down projection is scaled down: more is only between."""
 
-    def __init__(self, weights, factor=4e4):
+    def __init__(self, weights, **factors):
         self.weights = weights
-        self.factors = {f"{UP}.weight": factor, f"{OVERFLOWING}.weight": 1 / factor}
+        factors = factors or {"up": 4e4}
+        self.factors = {f"model.layers.0.mlp.{name}_proj.weight": factor for name, factor in factors.items()}
+        self.factors[f"{DOWN}.weight"] = 1 / np.prod(list(factors.values()))
 
     def blocks(self, name, dtype):
         for block in self.weights.blocks(name, torch.float32):
@@ -43,7 +45,15 @@ def planted(tracer, make):
 def test_an_overflow_in_half_precision_is_found_and_its_layer_named(tracer, planted, sequences):
     found = scan(tracer.export("llama", "planted", Dtypes("float16"), planted) / MODEL_FILE, sequences, 1)
     assert found.broken is not None
-    assert (found.broken.module, found.broken.dtype) == (OVERFLOWING, "FLOAT16")
+    assert (found.broken.module, found.broken.kind, found.broken.dtype) == (UP, "Gemm", "FLOAT16")
+
+
+def test_a_product_that_overflows_where_it_is_read_is_found_with_its_magnitude(tracer, make, sequences):
+    traced = tracer.of("llama")
+    weights = Planted(make.weights(traced.base, traced.adapter), up=600, gate=600)
+    found = scan(tracer.export("llama", "product", Dtypes("float16"), weights) / MODEL_FILE, sequences, 1)
+    assert found.broken is not None
+    assert (found.broken.module, found.broken.kind, found.broken.dtype) == (DOWN, "Cast", "FLOAT16")
     assert found.reached > 65504
 
 
@@ -68,7 +78,7 @@ def test_ranges_are_those_of_the_layers(tracer, sequences):
     assert found.broken is None
     layers = found.by_layer()
     assert {"model.layers.0", "model.layers.1", "score"} <= layers.keys()
-    read_by_down = float(traced.ranges[OVERFLOWING].max())
+    read_by_down = float(traced.ranges[DOWN].max())
     gated = [
         value for node, value in found.largest.items() if node.module == "model.layers.0.mlp" and node.kind == "Mul"
     ]
@@ -121,7 +131,24 @@ def test_the_layer_is_found_that_overflows_for_one_text_of_many(tracer, make):
     logits[5] = np.nan
     found = scan(path, scanned(sequences, logits), 1).broken
     assert found is not None
-    assert found.module == OVERFLOWING
+    assert found.module == UP
+
+
+def test_the_graph_runs_in_parts_of_layers_that_return_what_the_whole_returns(tracer, sequences, monkeypatch):
+    opened = []
+
+    def noted(model, *others):
+        opened.append({node.name.partition("/")[0] for node in onnx.ModelProto.FromString(model).graph.node})
+        return session_of(model, *others)
+
+    monkeypatch.setattr("preference_export.gate.scan.session_of", noted)
+    path = tracer.export("gemma2", "fp32", Dtypes("float32")) / MODEL_FILE
+    found = scan(path, sequences[:1], 1)
+    parts = [{name for name in names if ".self_attn" in name or ".mlp" in name} for names in opened]
+    assert sum(map(bool, parts)) == 4, "two layers, of two parts with projections"
+    logits = OnnxClassifier(path, 1).logits(sequences[:1])
+    (last,) = (value for node, value in found.largest.items() if node.module == "score")
+    assert last == pytest.approx(float(np.abs(logits).max()), rel=1e-5)
 
 
 MEMORY = """

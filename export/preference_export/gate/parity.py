@@ -45,7 +45,7 @@ DEFAULT_LIMITS: dict[Precision, ParityLimits] = {
 }
 #: In a parity record: sentences on what does not reproduce the original model.
 BROKEN = "broken"
-#: Sequences packed together. Attention memory grows with the longest of them, squared, times this.
+#: Sequences packed together, at most. Attention memory grows with the longest of them, squared, times this.
 PACKED_SEQUENCES = 4
 
 
@@ -74,13 +74,12 @@ def measure(
 ) -> Parity:
     """Compares `artefact` with the original's logits `[sequences, labels]`.
 
-    Each sequence is asked alone (`alone`, where that was done before), and packed with others in both orders. Packs mix
-    short and long sequences.
+    Each sequence is asked alone (`alone`, where that was done before), and a few packed together in both orders.
     """
     alone = logits_alone(artefact, sequences) if alone is None else alone
     results = [alone]
     for reverse in (False, True):
-        together = np.empty_like(alone)
+        together = alone.copy()
         for pack in packs(sequences, packed):
             chosen = pack[::-1] if reverse else pack
             together[chosen] = artefact.logits([sequences[index] for index in chosen])
@@ -135,11 +134,13 @@ def over(measured: Mapping[str, float | None], limits: ParityLimits) -> list[str
     return sentences
 
 
-def packs(sequences: Sequence[TokenIds], size: int = PACKED_SEQUENCES) -> list[list[int]]:
-    """Indices of all sequences, in packs of at most `size` that mix short and long ones."""
+def packs(sequences: Sequence[TokenIds], size: int) -> list[list[int]]:
+    """Indices of at most `size` sequences each that mix short and long ones: a pack with the shortest one of all, and
+    one with the longest. All sequences would take a CPU several times as long as one by one: attention pads.
+    """
     ordered = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     count = -(-len(ordered) // size)
-    return [ordered[start::count] for start in range(count)]
+    return [ordered[start::count] for start in sorted({0, count - 1})]
 
 
 def logits_alone(artefact: Model, sequences: Sequence[TokenIds]) -> Logits:

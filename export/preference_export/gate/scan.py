@@ -1,14 +1,15 @@
 """Looks inside an ONNX file while ONNX Runtime runs it: what is not finite, and how large activations get.
 
-Every node's output is reduced to two numbers inside the graph, right after the node, so that this takes little more
-memory than the graph alone. It knows nothing of limits.
+The graph is run in segments, each a part of a decoder layer, which begins with what the segment before it returned; so
+this takes the memory of one of them. It knows nothing of limits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
@@ -16,17 +17,16 @@ from onnx import TensorProto, helper
 from preference_export.artefacts.model import Logits, TokenIds
 from preference_export.engine.runtimes import CPU_PROVIDER
 from preference_export.gate.onnx_classifier import feeds_of, session_of
-from preference_export.gate.parity import packs
 from preference_export.graph.packed import HIDDEN
 
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 #: Nodes whose outputs are activations that a user can make sense of. Masks and their like are left out.
 REPORTED = ("Gemm", "MatMul", "Add", "Mul", "QuantizeLinear")
-#: Battles that are scanned, in both orders. Node by node a model of 9 B parameters takes minutes on a large CPU for
-#: these, and hours for a whole sample; magnitudes differ little between texts, above all those of the first tokens.
+#: Battles that are scanned, in both orders. Nothing is fused, so that a whole sample would take longer than all else
+#: in a comparison; magnitudes differ little between texts, above all those of the first tokens.
 SCANNED_BATTLES = 4
-_PROBE = "probe"
 _LAYERS = "layers"
+
+Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Scan:
         """The largest activation of each layer, and where it is; scores that the mask hid are none."""
         layers: dict[str, dict[str, float | str]] = {}
         for node, value in self.largest.items():
-            layer = _layer(node.module)
+            layer = ".".join(_parts(node.module)[0])
             if (
                 node.kind in REPORTED
                 and value < -HIDDEN
@@ -82,77 +82,107 @@ def scanned(sequences: Sequence[TokenIds], logits: Logits) -> list[TokenIds]:
 
 
 def scan(path: Path, sequences: Sequence[TokenIds], threads: int = 0, provider: str = CPU_PROVIDER) -> Scan:
-    """Runs `path` on `sequences`, packed as the gate packs them, node by node: nothing is fused or reordered."""
-    model = onnx.load(path, load_external_data=False)
-    nodes = _probe_outputs(model)
+    """Runs `path` on `sequences` node by node, to the segment that breaks: nothing is fused or reordered.
+
+    The two shortest run packed together, the others alone.
+    """
+    by_length = sorted(sequences, key=len)
+    packs = [by_length[:2], *([ids] for ids in by_length[2:])]
+    runs: list[dict[str, Array]] = [dict(feeds_of(pack)) for pack in packs]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Nodes run in the order of the file: by default all probes come last, and every activation is kept until then.
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    session = session_of(model.SerializeToString(), path, options, provider)
-    largest = np.zeros(len(nodes))
-    finite = np.ones(len(nodes), dtype=bool)
-    for pack in packs(sequences):
-        values = session.run([f"{_PROBE}_all"], feeds_of([sequences[index] for index in pack]))[0].reshape(-1, 2)
-        finite &= np.isfinite(values[:, 1])
-        largest = np.fmax(largest, np.where(np.isfinite(values[:, 0]), values[:, 0], 0.0))
-    by_node = dict(zip(nodes, (float(value) for value in largest), strict=True))
-    if finite.all():
-        return Scan(by_node)
-    broken = nodes[int(np.argmin(finite))]
-    made = {node.output: value for node, value in by_node.items()}
-    return Scan(by_node, broken, max((made.get(name, 0.0) for name in broken.inputs), default=0.0))
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    model = onnx.load(path, load_external_data=False)
+    segments = _segments(model.graph)
+    last_use = {name: number for number, nodes in enumerate(segments) for node in nodes for name in node.input}
+    largest: dict[Node, float] = {}
+    for number, nodes in enumerate(segments):
+        segment = _model_of(model, nodes, runs[0])
+        session = session_of(segment.SerializeToString(), path, options, provider)
+        made = [output.name for output in segment.graph.output]
+        found: dict[Node, float] = {}
+        for values in runs:
+            begun = {tensor.name: values[tensor.name] for tensor in session.get_inputs()}
+            values |= zip(made, session.run(made, begun), strict=True)
+            for node in _floats(nodes, values):
+                found[node] = float(np.maximum(found.get(node, 0.0), _magnitude(values[node.output])))
+            for name in [name for name in values if last_use.get(name, -1) <= number]:
+                del values[name]
+        broken = next((node for node, value in found.items() if not np.isfinite(value)), None)
+        largest |= {node: value if np.isfinite(value) else 0.0 for node, value in found.items()}
+        if broken is not None:
+            given = {node.output: value for node, value in largest.items()}
+            return Scan(largest, broken, max((given.get(name, 0.0) for name in broken.inputs), default=0.0))
+    return Scan(largest)
 
 
-def _probe_outputs(model: onnx.ModelProto) -> list[Node]:
-    """Adds one output `[2 * nodes]` to the graph: for each floating-point node, max |x| and a sum that is 0 or NaN."""
-    dtypes = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    dtypes |= {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
-    nodes = [
-        Node(
-            name=node.name,
-            module=node.name.partition("/")[0],
-            kind=node.op_type,
-            dtype=TensorProto.DataType.Name(dtypes[output]),
-            inputs=tuple(node.input),
-            output=output,
-        )
-        for node in model.graph.node
-        for output in node.output
-        if dtypes.get(output) in FLOATS
+def _segments(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:
+    """The nodes in their order, cut where a part of a decoder layer begins: few values pass from one to the next."""
+    segments: list[list[onnx.NodeProto]] = [[]]
+    current: list[str] = []
+    for node in graph.node:
+        _, part = _parts(_module(node))
+        if part and part != current:
+            segments.append([])
+            current = part
+        segments[-1].append(node)
+    return [nodes for nodes in segments if nodes]
+
+
+def _model_of(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], values: Mapping[str, Array]) -> onnx.ModelProto:
+    """`nodes` as a model that reads what it needs of `values`, and returns what each node returns.
+
+    Left out are quantised values, which nothing outside reads, and weights that were only converted.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    read = dict.fromkeys(name for node in nodes for name in node.input)
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values[name].dtype), None)
+        for name in read
+        if name in values
     ]
-    for name, value in (("zero", np.zeros((), np.float32)), ("one", np.array([1], np.int64))):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(value, f"{_PROBE}_{name}"))
-    probes: dict[str, list[onnx.NodeProto]] = {}
-    parts = []
-    for number, node in enumerate(nodes):
-        made = [f"{_PROBE}_{number}_{step}" for step in ("float", "abs", "max", "none", "sum", "max1", "sum1")]
-        as_float, magnitude, largest, nothing, total, *shaped = made
-        probes[node.output] = [
-            helper.make_node("Cast", [node.output], [as_float], to=TensorProto.FLOAT),
-            helper.make_node("Abs", [as_float], [magnitude]),
-            helper.make_node("ReduceMax", [magnitude], [largest], keepdims=0),
-            helper.make_node("Mul", [as_float, f"{_PROBE}_zero"], [nothing]),
-            helper.make_node("ReduceSum", [nothing], [total], keepdims=0),
-            helper.make_node("Reshape", [largest, f"{_PROBE}_one"], [shaped[0]]),
-            helper.make_node("Reshape", [total, f"{_PROBE}_one"], [shaped[1]]),
-        ]
-        parts.extend(shaped)
-    original = list(model.graph.node)
-    del model.graph.node[:]
-    for made_by in original:
-        model.graph.node.append(made_by)
-        for output in made_by.output:
-            model.graph.node.extend(probes.get(output, ()))
-    model.graph.node.append(helper.make_node("Concat", parts, [f"{_PROBE}_all"], axis=0))
-    model.graph.output.append(helper.make_tensor_value_info(f"{_PROBE}_all", TensorProto.FLOAT, [2 * len(nodes)]))
-    return nodes
+    outputs = [
+        onnx.ValueInfoProto(name=name)
+        for node in nodes
+        if node.op_type != "QuantizeLinear" and not (node.input and all(name in weights for name in node.input))
+        for name in node.output
+        if name
+    ]
+    graph = helper.make_graph(nodes, "segment", inputs, outputs, [weights[name] for name in read if name in weights])
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _layer(module: str) -> str:
-    parts = module.split(".")
-    return ".".join(parts[: parts.index(_LAYERS) + 2]) if _LAYERS in parts else module
+def _floats(nodes: Sequence[onnx.NodeProto], values: Mapping[str, Array]) -> Iterator[Node]:
+    """What is known of each floating-point output among `values`."""
+    for node in nodes:
+        for output in node.output:
+            if output in values and values[output].dtype.kind == "f":
+                dtype = TensorProto.DataType.Name(helper.np_dtype_to_tensor_dtype(values[output].dtype))
+                yield Node(node.name, _module(node), node.op_type, dtype, tuple(node.input), output)
+
+
+def _magnitude(values: Array) -> float:
+    """The largest magnitude; not finite where any value is not. NumPy compares integers, as which floats are ordered
+    by their magnitude within each sign, several times faster than floats, and never passes over a NaN.
+    """
+    bits = 8 * values.itemsize
+    positive = int(values.view(f"i{values.itemsize}").max(initial=0))
+    negative = int(values.view(f"u{values.itemsize}").max(initial=0)) & (2 ** (bits - 1) - 1)
+    return float(np.array(max(positive, negative), f"u{values.itemsize}").view(values.dtype))
+
+
+def _module(node: onnx.NodeProto) -> str:
+    return node.name.partition("/")[0]
+
+
+def _parts(module: str) -> tuple[list[str], list[str]]:
+    """The names of the layer that `module` is in, or of itself; and of the part of the layer, if it is in one."""
+    names = module.split(".")
+    if _LAYERS not in names:
+        return names, []
+    end = names.index(_LAYERS) + 2
+    return names[:end], names[: end + 1] if len(names) > end else []
