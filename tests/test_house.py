@@ -114,10 +114,10 @@ def test_the_server_models_import_only_the_contract():
         assert {name.partition(".")[0] for name in imports_of(path)} <= known
 
 
-def test_only_the_transport_of_the_client_speaks_grpc():
+def test_only_the_connection_of_the_client_speaks_grpc():
     for path in modules_of("client"):
         packages = {name.partition(".")[0] for name in imports_of(path)}
-        assert path.name == "transport.py" or not packages & {"grpc", "tritonclient"}, path
+        assert path.name == "connection.py" or not packages & {"grpc", "tritonclient"}, path
 
 
 def projects():

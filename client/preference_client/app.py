@@ -14,19 +14,20 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from preference_client.codec import Ensemble
+from preference_client.connection import Tls
 from preference_client.in_flight import MAX
 from preference_client.journal import Journal
 from preference_client.progress import Counts, ScoringProgress, given_up
 from preference_client.readers import BattleFile
 from preference_client.retries import Patience
-from preference_client.rows import Failure, Outcome
+from preference_client.rows import Failure
 from preference_client.scorer import DEFAULT_URL, Scorer
-from preference_client.transport import Tls
 from preference_client.writers import check_output, errors_path, schema_of
 from preference_core.artefacts.manifest import sha256_of
 from preference_core.battles.battle import InvalidText
 from preference_core.command import TRACEBACK_HELP, run_command
-from preference_core.errors import PreferenceError, ServerError, SystemFailure, UserError
+from preference_core.errors import PreferenceError, SystemFailure, UserError, escape_control_characters
 from preference_core.files.formats import FormatName
 from preference_core.files.rows import STANDARD_INPUT
 
@@ -51,7 +52,13 @@ def main() -> None:
 def score(
     battles: Annotated[str, typer.Argument(help="CSV, TSV, JSON Lines (or one of them gzipped), Parquet; - is stdin.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where predictions go: .csv or .parquet.")],
-    url: Annotated[str, typer.Option(envvar="PREFERENCE_URL", help="host:port of the server's gRPC.")] = DEFAULT_URL,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PREFERENCE_URL",
+            help=f"host:port of the server's gRPC, {DEFAULT_URL} unless given; several times for several servers.",
+        ),
+    ] = None,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="Average over both orders of the responses.")] = False,
     submission: Annotated[
         bool, typer.Option("--submission", help="Kaggle's format: id and labels, and not one row may fail.")
@@ -99,7 +106,7 @@ def score(
                 invalid_text=invalid_text,
             ) as battle_file,
             Scorer(
-                url,
+                url or DEFAULT_URL,
                 symmetric=symmetric,
                 weights=None if weights is None else weights_of(weights),
                 timeout_s=timeout_s,
@@ -110,6 +117,8 @@ def score(
         ):
             if submission and not battle_file.has_ids:
                 raise UserError(f"`{battles}` has no column `id`, which a submission needs", hint="Pass `--id-column`.")
+            for reason in scorer.away.values():
+                sys.stderr.write(f"warning: {escape_control_characters(reason)}; it is passed over until it answers\n")
             ensemble = scorer.ensemble
             run = {
                 "the input": _content_of(battles),
@@ -123,7 +132,7 @@ def score(
             schema = schema_of(ensemble.labels, ensemble.members, submission)
             with Journal(output, json.loads(json.dumps(run)), schema, resume=resume) as journal:
                 _score_file(battle_file, scorer, journal, submission, stopping)
-    _summarise(journal.counts, output, json_summary)
+    _summarise(journal.counts, output, ensemble, json_summary)
     raise typer.Exit(EXIT_SOME_FAILED if journal.counts.failed else 0)
 
 
@@ -156,24 +165,13 @@ def _score_file(battles: BattleFile, scorer: Scorer, journal: Journal, submissio
         journal.skip(rows)
         stopping.journal = journal
         with ScoringProgress(console, battles) as progress:
-            for outcome in scorer.score_many(journal.noted(rows), counts.rows + 1):
-                _check(outcome, scorer.ensemble.version, submission)
+            for outcome in scorer.score_many(journal.noted(rows), counts.rows + 1, expected=scorer.ensemble):
+                if submission and isinstance(outcome, Failure):
+                    raise _incomplete_submission(outcome)
                 journal.add(outcome)
                 progress.update(counts)
     _finish()
     journal.finish()
-
-
-def _check(outcome: Outcome, version: str, submission: bool) -> None:
-    """Raises the error that ends a run because of one row."""
-    if isinstance(outcome, Failure):
-        if submission:
-            raise _incomplete_submission(outcome)
-    elif outcome.version != version:
-        raise ServerError(
-            f"Row `{outcome.id}` was answered by version {outcome.version}, those before by {version}",
-            hint="Give the server its repository back, or start again with `--no-resume`.",
-        )
 
 
 def _incomplete_submission(failure: Failure) -> PreferenceError:
@@ -183,16 +181,18 @@ def _incomplete_submission(failure: Failure) -> PreferenceError:
     return SystemFailure(message, "It is not the row's fault: see the server's log, then run the command again.")
 
 
-def _summarise(counts: Counts, output: Path, json_summary: bool) -> None:
+def _summarise(counts: Counts, output: Path, ensemble: Ensemble, json_summary: bool) -> None:
     errors = str(errors_path(output)) if counts.failed else None
     sys.stderr.write(
         f"{output}: {counts.scored:,} rows scored in {counts.seconds:.1f} s ({counts.rows_per_second:,.0f} rows/s), "
         f"{counts.truncated:,} of them shortened, {counts.failed:,} failed{f': see {errors}' if errors else ''}\n"
+        f"answered by {ensemble}\n"
     )
     if json_summary:
         summary = {
             "output": str(output),
             "errors": errors,
+            "ensemble": {name: getattr(ensemble, name) for name in ("name", "model", "version", "content")},
             "scored": counts.scored,
             "failed": counts.failed,
             "truncated": counts.truncated,

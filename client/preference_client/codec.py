@@ -24,7 +24,7 @@ _DTYPES = {"FP32": np.dtype("<f4"), "INT32": np.dtype("<i4")}
 class Ensemble:
     """What the server says about itself: the order of labels and members in every tensor, and what it serves.
 
-    `content` is the fingerprint of the repository's files.
+    `name` is that of the configuration, `content` the fingerprint of the repository's files.
     """
 
     model: str
@@ -32,6 +32,10 @@ class Ensemble:
     members: tuple[str, ...]
     version: str = ""
     content: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return tensors.release(f"`{self.model}`{f' of {self.name}' * bool(self.name)}", self.version, self.content)
 
     @cached_property
     def outputs(self) -> tuple[tensors.Tensor, ...]:
@@ -47,13 +51,12 @@ class Ensemble:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One battle's outputs: `[labels]`, `[members, labels]`, `[members]`, `[members, 3]`; which version answered."""
+    """One battle's outputs: `[labels]`, `[members, labels]`, `[members]`, `[members, 3]`."""
 
     probabilities: npt.NDArray[np.float32]
     member_probabilities: npt.NDArray[np.float32]
     token_counts: npt.NDArray[np.int32]
     dropped_tokens: npt.NDArray[np.int32]
-    version: str = ""
 
 
 def weights_tensor(weights: Mapping[str, float] | None, members: Sequence[str]) -> bytes | None:
@@ -78,7 +81,7 @@ def bytes_tensor(turns: Sequence[str], field: str) -> bytes:
     return b"".join(part for turn in encoded for part in (struct.pack("<I", len(turn)), turn))
 
 
-def answer_of(found: Mapping[str, bytes], ensemble: Ensemble, version: str = "") -> Answer:
+def answer_of(found: Mapping[str, bytes], ensemble: Ensemble) -> Answer:
     """The answer in the tensors of a response. Raises `ScoringError` or `NonFiniteLogitsError` if there is none."""
     probabilities, members, counts, dropped = (_array(found, tensor) for tensor in ensemble.outputs)
     values = probabilities.tolist()
@@ -86,7 +89,7 @@ def answer_of(found: Mapping[str, bytes], ensemble: Ensemble, version: str = "")
         raise NonFiniteLogitsError(f"The server returned probabilities that are not finite: {values}")
     if min(values) < 0 or abs(sum(values) - 1) > SUM_TOLERANCE:
         raise ScoringError(f"The server returned {values}, expected probabilities that sum to 1")
-    return Answer(probabilities, members, counts, dropped, version)
+    return Answer(probabilities, members, counts, dropped)
 
 
 def _array(found: Mapping[str, bytes], tensor: tensors.Tensor) -> npt.NDArray[Any]:

@@ -1,21 +1,28 @@
 """Scores a stream of rows: many requests under way, results in the order of the rows, memory bounded.
 
-One thread, the one that iterates, owns all state; the connection's threads only put ended calls into a queue. A row
-that waits for a retry keeps its place among those under way, so an overloaded server is sent less. It knows nothing of
-files.
+Who iterates, a thread or a task of asyncio, owns all state; the connection's threads only put ended calls into a queue.
+A row that waits for a retry keeps its place among those under way, so an overloaded server is sent less. It knows
+nothing of files.
 """
 
+import asyncio
 import heapq
+import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from queue import Empty, SimpleQueue
+from typing import Any
 
+from preference_client.codec import Ensemble
 from preference_client.in_flight import InFlight
 from preference_client.retries import Patience, retry_delay_s
 from preference_client.rows import Failure, Outcome, Prediction, Row
-from preference_client.transport import Call, Request, Transport
+from preference_client.servers import Call
+from preference_client.transport import Request, Transport, check_fork
 from preference_core.errors import (
     BattleError,
     DeadlineError,
@@ -47,18 +54,33 @@ class _Slot:
     passed: bool = False
 
 
+class _Need(Enum):
+    """What a pass waits for."""
+
+    ROW = auto()
+    ANSWER = auto()
+
+
 class Pipeline:
-    """One pass over `rows`, which are numbered from `first`.
+    """One pass over rows, numbered from `first`, through one ensemble: `expected`, or that of the first answer.
 
     As many of them are under way as the server can use, at most `max_in_flight`; 4 times as many are in memory.
     """
 
     def __init__(
-        self, transport: Transport, rows: Iterable[Row], patience: Patience, max_in_flight: int, first: int = 1
+        self,
+        transport: Transport,
+        patience: Patience,
+        max_in_flight: int,
+        first: int = 1,
+        expected: Ensemble | None = None,
     ) -> None:
         self._transport = transport
-        self._rows: Iterator[Row] | None = iter(rows)
         self._patience = patience
+        self._ensemble = expected
+        self._wake: Callable[[], None] = lambda: None
+        self._pid = os.getpid()
+        self._reading = True
         self._allowed = InFlight(max_in_flight)
         self._window: deque[_Slot] = deque()
         self._ended: SimpleQueue[_Slot] = SimpleQueue()
@@ -69,42 +91,88 @@ class Pipeline:
         self._bytes_in_flight = 0
         self._last_answer_s = float("-inf")
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self, rows: Iterator[Row]) -> Iterator[Outcome]:
         """Yields one outcome per row, in order.
 
-        Raises `ServerError` when the server stays away for the whole deadline of a row, or refuses this client.
-        Whatever ends the iteration, requests under way are cancelled.
+        Raises `ServerError` when the server stays away for the whole deadline of a row, refuses this client, or becomes
+        another ensemble. Whatever ends the iteration, requests under way are cancelled.
         """
         try:
-            while self._rows is not None or self._window:
-                self._settle_ended()
-                self._send_due_retries()
-                if self._has_room():
-                    self._read_one()
-                outcome = self._window[0].outcome if self._window else None
-                if outcome is not None:
-                    self._window.popleft()
-                    yield outcome
-                elif self._window and not self._has_room():
-                    self._wait()
+            for step in self._steps():
+                if step is _Need.ROW:
+                    self._take(next(rows, None))
+                elif step is _Need.ANSWER:
+                    check_fork(self._sent if self._pid != os.getpid() else 0)
+                    with suppress(Empty):
+                        self._settle(self._ended.get(timeout=self._pause_s()))
+                else:
+                    yield step
         finally:
-            for slot in self._window:
-                if slot.call is not None:
-                    slot.call.cancel()
+            self._cancel()
+
+    async def async_outcomes(self, rows: AsyncIterator[Row]) -> AsyncIterator[Outcome]:
+        """The same for asyncio: answers are yielded while the next row is awaited."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        reading: asyncio.Future[Row | None] | None = None
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+                loop.call_soon_threadsafe(ended.set)
+
+        async def next_row() -> Row | None:
+            return await anext(rows, None)
+
+        self._wake = wake
+        try:
+            for step in self._steps():
+                if isinstance(step, _Need):
+                    if step is _Need.ROW and reading is None:
+                        reading = asyncio.ensure_future(next_row())
+                    waiting = asyncio.ensure_future(ended.wait())
+                    happens: set[asyncio.Future[Any]] = {waiting} if reading is None else {waiting, reading}
+                    await asyncio.wait(happens, timeout=self._pause_s(), return_when=asyncio.FIRST_COMPLETED)
+                    waiting.cancel()
+                    ended.clear()
+                    if reading is not None and reading.done():
+                        row, reading = reading.result(), None
+                        self._take(row)
+                else:
+                    yield step
+        finally:
+            self._cancel()
+            if reading is not None:
+                reading.cancel()
+
+    def _steps(self) -> Iterator[Outcome | _Need]:
+        while self._reading or self._window:
+            self._settle_ended()
+            self._send_due_retries()
+            if self._has_room():
+                yield _Need.ROW
+                self._settle_ended()
+            outcome = self._window[0].outcome if self._window else None
+            if outcome is not None:
+                self._window.popleft()
+                yield outcome
+            elif self._window and not self._has_room():
+                yield _Need.ANSWER
+
+    def _cancel(self) -> None:
+        for slot in self._window:
+            if slot.call is not None:
+                slot.call.cancel()
 
     def _has_room(self) -> bool:
         return (
-            self._rows is not None
+            self._reading
             and self._in_flight < self._allowed.limit
             and len(self._window) < self._allowed.limit * WINDOW_PER_REQUEST
             and self._bytes_in_flight < MAX_BYTES_IN_FLIGHT
         )
 
-    def _read_one(self) -> None:
-        assert self._rows is not None
-        row = next(self._rows, None)
+    def _take(self, row: Row | None) -> None:
         if row is None:
-            self._rows = None
+            self._reading = False
             return
         slot = _Slot(self._next, row.id)
         self._next += 1
@@ -127,7 +195,12 @@ class Pipeline:
         timeout_s = min(self._patience.timeout_s, time_left_s)
         slot.sent_s = time.monotonic()
         self._sent += 1
-        slot.call = self._transport.send(slot.request, timeout_s, lambda: self._ended.put(slot))
+
+        def ended() -> None:
+            self._ended.put(slot)
+            self._wake()
+
+        slot.call = self._transport.send(slot.request, timeout_s, ended)
 
     def _send_due_retries(self) -> None:
         while self._may_retry() and self._retries[0][0] <= time.monotonic():
@@ -137,13 +210,9 @@ class Pipeline:
     def _may_retry(self) -> bool:
         return bool(self._retries) and self._sent < self._allowed.limit
 
-    def _wait(self) -> None:
-        """Waits until a call ends or a retry is due."""
-        timeout_s = max(0.0, self._retries[0][0] - time.monotonic()) if self._may_retry() else None
-        try:
-            self._settle(self._ended.get(timeout=timeout_s))
-        except Empty:
-            return
+    def _pause_s(self) -> float | None:
+        """Seconds until a retry is due; None if only an answer can change anything."""
+        return max(0.0, self._retries[0][0] - time.monotonic()) if self._may_retry() else None
 
     def _settle_ended(self) -> None:
         while not self._ended.empty():
@@ -167,18 +236,21 @@ class Pipeline:
             else:
                 self._finish(slot, Failure(slot.number, slot.id, error))
         else:
-            ensemble = self._transport.ensemble
+            self._ensemble = self._ensemble or call.ensemble
+            if call.ensemble != self._ensemble:
+                raise ServerError(
+                    f"Row `{slot.id}` was answered by {call.ensemble}, those before by {self._ensemble}",
+                    hint="Give the server its repository back, or score all rows again.",
+                )
             self._finish(
                 slot,
                 Prediction(
                     slot.id,
-                    ensemble.labels,
-                    ensemble.members,
+                    call.ensemble,
                     answer.probabilities,
                     answer.member_probabilities,
                     answer.token_counts,
                     answer.dropped_tokens,
-                    answer.version,
                 ),
             )
             self._last_answer_s = time.monotonic()

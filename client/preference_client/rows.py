@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from preference_client.codec import Ensemble
 from preference_core.battles.battle import Battle, InvalidText, battle_from_row
 from preference_core.errors import PreferenceError, UserError
 from preference_core.files.rows import ID_COLUMN, text_of_id
@@ -26,17 +27,30 @@ class Prediction:
 
     Shapes: `probabilities` `[labels]`; `member_probabilities` `[members, labels]`, before weighting and
     post-processing; `token_counts` `[members]`, what each engine was given; `dropped_tokens` `[members, 3]`, what was
-    cut from the prompt and the responses. `version` is that of the ensemble that answered.
+    cut from the prompt and the responses. `ensemble` is the one that answered.
     """
 
     id: str
-    labels: tuple[str, ...]
-    members: tuple[str, ...]
+    ensemble: Ensemble
     probabilities: npt.NDArray[np.float32]
     member_probabilities: npt.NDArray[np.float32]
     token_counts: npt.NDArray[np.int32]
     dropped_tokens: npt.NDArray[np.int32]
-    version: str = ""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the order of `probabilities`."""
+        return self.ensemble.labels
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members, in the order of `member_probabilities`."""
+        return self.ensemble.members
+
+    @property
+    def version(self) -> str:
+        """Version of the ensemble that answered."""
+        return self.ensemble.version
 
     @property
     def winner(self) -> str:

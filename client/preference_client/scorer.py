@@ -1,35 +1,38 @@
-"""`Scorer`: scores one battle, or a stream of them, on a served ensemble.
+"""`Scorer` and, for programs on asyncio, `AsyncScorer`: score one battle, or a stream of them, on a served ensemble.
 
-It connects, validates and starts; `pipeline` does the streaming and `transport` the talking.
+They connect, validate and start; `pipeline` does the streaming and `transport` the talking, for both.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from preference_client.codec import Ensemble
+from preference_client.connection import Tls
 from preference_client.in_flight import MAX
 from preference_client.pipeline import Pipeline
 from preference_client.retries import Patience
 from preference_client.rows import Failure, Outcome, Prediction, Row, row_of
-from preference_client.transport import Tls, Transport
+from preference_client.transport import Transport
 from preference_core import tensors
 from preference_core.battles.battle import Battle, InvalidText
-from preference_core.errors import UserError
+from preference_core.errors import ServerError, UserError
 
 DEFAULT_URL = "localhost:8001"
 
+Item = Battle | Mapping[str, Any] | Row
 
-class Scorer:
-    """A connection to a served ensemble; use it in a `with` statement. It may be shared between threads.
 
-    with Scorer("localhost:8001") as scorer:
-        print(scorer.score({"prompt": "Hi", "response_a": "Hello!", "response_b": "Go away."}).winner)
-    """
+class _Connected:
+    """What both scorers are: options, a way to the ensemble, and what it says of itself."""
+
+    _at_once = False
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | Sequence[str] = DEFAULT_URL,
         *,
         symmetric: bool = False,
         weights: Mapping[str, float] | None = None,
@@ -39,11 +42,13 @@ class Scorer:
         invalid_text: InvalidText = "error",
         tls: Tls | None = None,
     ) -> None:
-        """Connects at once; raises `ServerError` if no such ensemble answers on `url` (`host:port` of Triton's gRPC).
+        """Connects; raises `ServerError` if no such ensemble answers on `url`, which is `host:port` of Triton's gRPC.
+
+        Several addresses, also those of one name, must serve the same; those that are not away are used in turn.
 
         `symmetric` averages over both orders of the responses. `weights` (one per member) replace the configured ones.
         A request may take `timeout_s`, a battle with all its retries `deadline_s`. Each `score_many` finds how many
-        requests under way the server can use, and has no more than `max_in_flight`. `invalid_text` says what happens to
+        requests under way the servers can use, and has at most `max_in_flight`. `invalid_text` says what happens to
         characters that no tokenizer reads: the battle fails, or U+FFFD takes their place.
         """
         if max_in_flight < 1:
@@ -51,23 +56,51 @@ class Scorer:
         self._max_in_flight = max_in_flight
         self._patience = Patience(timeout_s, deadline_s)
         self._invalid_text: InvalidText = invalid_text
+        urls = (url,) if isinstance(url, str) else tuple(url)
         model = tensors.ENSEMBLE_SYMMETRIC if symmetric else tensors.ENSEMBLE
-        self._transport = Transport(url, model, tls, weights, self._patience)
+        self._connect = partial(Transport, urls, model, tls, weights, self._patience)
+        self._connected = self._connect() if self._at_once else None
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels, in the order of every `probabilities`."""
-        return self._transport.ensemble.labels
+        return self.ensemble.labels
 
     @property
     def members(self) -> tuple[str, ...]:
         """The members, in the order of every `member_probabilities`."""
-        return self._transport.ensemble.members
+        return self.ensemble.members
 
     @property
     def ensemble(self) -> Ensemble:
-        """Which ensemble answers: its name, labels, members, version and content."""
+        """Which ensemble answers now: its name, labels, members, version and content."""
         return self._transport.ensemble
+
+    @property
+    def away(self) -> Mapping[str, str]:
+        """The addresses that are passed over now, each with the reason."""
+        return self._transport.away
+
+    @property
+    def _transport(self) -> Transport:
+        if self._connected is None:
+            raise ServerError("The scorer is not connected", hint="Use it in `async with`.")
+        return self._connected
+
+    def _pipeline(self, first_row: int, expected: Ensemble | None) -> Pipeline:
+        return Pipeline(self._transport, self._patience, self._max_in_flight, first_row, expected)
+
+
+class Scorer(_Connected):
+    """A connection to a served ensemble; use it in a `with` statement. It may be shared between threads.
+
+    with Scorer("localhost:8001") as scorer:
+        print(scorer.score({"prompt": "Hi", "response_a": "Hello!", "response_b": "Go away."}).winner)
+
+    In a forked process it connects anew, unless battles were under way at the fork: that is a `ServerError`.
+    """
+
+    _at_once = True
 
     def score(self, battle: Battle | Mapping[str, Any]) -> Prediction:
         """Scores one battle, given as such or as a mapping with `prompt`, `response_a`, `response_b` and perhaps `id`.
@@ -75,18 +108,19 @@ class Scorer:
         Raises `BattleError` or `RefusedError` if the battle is at fault, `SystemFailure` otherwise.
         """
         (outcome,) = self.score_many([battle])
-        if isinstance(outcome, Failure):
-            raise outcome.error
-        return outcome
+        return _prediction(outcome)
 
-    def score_many(self, battles: Iterable[Battle | Mapping[str, Any] | Row], first_row: int = 1) -> Iterator[Outcome]:
+    def score_many(
+        self, battles: Iterable[Item], first_row: int = 1, expected: Ensemble | None = None
+    ) -> Iterator[Outcome]:
         """Scores a stream of battles, lazily; yields one outcome per battle, in order; `first_row` numbers the first.
 
         A battle that cannot be scored becomes a `Failure` in its place. Raises `ServerError` when the server itself
-        fails. Close the iterator, or leave its loop and drop it, to cancel what is under way.
+        fails, or when the answers are not all of one ensemble (`expected`, if given). Close the iterator, or leave its
+        loop and drop it, to cancel what is under way.
         """
         rows = (row_of(item, number, self._invalid_text) for number, item in enumerate(battles, first_row))
-        return Pipeline(self._transport, rows, self._patience, self._max_in_flight, first_row).outcomes()
+        return self._pipeline(first_row, expected).outcomes(rows)
 
     def close(self) -> None:
         """Closes the connection. Iterations under way, in this or other threads, end with a `ServerError`."""
@@ -99,3 +133,57 @@ class Scorer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class AsyncScorer(_Connected):
+    """`Scorer` for programs on asyncio; it connects in `async with`, and tasks may share it.
+
+    async with AsyncScorer("localhost:8001") as scorer:
+        print((await scorer.score({"prompt": "Hi", "response_a": "Hello!", "response_b": "Go away."})).winner)
+
+    Errors, retries, order and limits are those of `Scorer`.
+    """
+
+    async def score(self, battle: Battle | Mapping[str, Any]) -> Prediction:
+        """Scores one battle. A task that is cancelled cancels its request."""
+        outcomes = [outcome async for outcome in self.score_many([battle])]
+        return _prediction(outcomes[0])
+
+    def score_many(
+        self, battles: Iterable[Item] | AsyncIterable[Item], first_row: int = 1, expected: Ensemble | None = None
+    ) -> AsyncIterator[Outcome]:
+        """Scores a stream of battles, of which the next may be awaited; yields one outcome per battle, in order.
+
+        Leave its loop inside `contextlib.aclosing` to cancel at once what is under way.
+        """
+        return self._pipeline(first_row, expected).async_outcomes(self._rows(battles, first_row))
+
+    async def _rows(self, battles: Iterable[Item] | AsyncIterable[Item], first_row: int) -> AsyncIterator[Row]:
+        number = first_row
+        async for item in battles if isinstance(battles, AsyncIterable) else _each(battles):
+            yield row_of(item, number, self._invalid_text)
+            number += 1
+
+    async def close(self) -> None:
+        """Closes the connection. Iterations under way end with a `ServerError`."""
+        await asyncio.to_thread(self._transport.close)
+
+    async def __aenter__(self) -> Self:
+        self._connected = await asyncio.to_thread(self._connect)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def _each(items: Iterable[Item]) -> AsyncIterator[Item]:
+    for item in items:
+        yield item
+
+
+def _prediction(outcome: Outcome) -> Prediction:
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome

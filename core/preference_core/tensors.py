@@ -16,7 +16,8 @@ RESERVED_MODEL_NAMES = frozenset({TOKENIZE, COMBINE, COMBINE_SYMMETRIC, ENSEMBLE
 #: Parameters in the Triton configuration of every model of the ensemble: names in order, joined by commas.
 MEMBERS_PARAMETER = "members"
 LABELS_PARAMETER = "labels"
-#: Parameter of the ensembles in an assembled repository: the fingerprint of all its files.
+#: Parameters of the ensembles in an assembled repository: the configuration's name, the fingerprint of all its files.
+NAME_PARAMETER = "ensemble"
 CONTENT_PARAMETER = "content"
 #: Parameter of the combining models: "true" where both orders of the responses come in.
 SYMMETRIC_PARAMETER = "symmetric"
@@ -26,6 +27,11 @@ FIELDS = ("prompt", "response_a", "response_b")
 
 #: What a dimension of the symmetric ensemble means: the battle as given, then with its responses exchanged.
 ORDERS = ("ab", "ba")
+
+
+def release(name: str, version: object, content: str) -> str:
+    """Which ensemble is served, as people read it: the fingerprint by its first digits."""
+    return f"{name} version {version}" + (f" (content {content[:12]})" if content else "")
 
 
 @dataclass(frozen=True)

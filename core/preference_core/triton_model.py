@@ -18,6 +18,8 @@ from preference_core.tensors import BATTLE_INPUTS, LABELS_PARAMETER, MEMBERS_PAR
 
 #: In the `details` of a repository's manifest: members that were never compared with their original model.
 UNCHECKED = "unchecked"
+#: How a defect of these models begins to speak: the same battle would meet it again.
+INTERNAL_ERROR = "internal error: "
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def per_request(requests: list[Any], answer: Callable[[Any], Any], pb_utils: Any
             message = f"{error.message} ({error.hint})" if error.hint else error.message
             responses.append(failed(message, user if isinstance(error, UserError) else internal))
         except Exception as error:  # a defect of ours: the caller gets one line, the server goes on
-            responses.append(failed(f"internal error: {type(error).__name__}: {error}", internal))
+            responses.append(failed(f"{INTERNAL_ERROR}{type(error).__name__}: {error}", internal))
     return responses
 
 

@@ -43,7 +43,10 @@ def expected_probabilities(prompt: str, labels: int = 3) -> np.ndarray:
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers like the ensembles. `before(received, context)` may wait or abort; `change(response)` may spoil it."""
+    """Answers like the ensembles. `before(received, context)` may wait or abort; `change(response)` may spoil it.
+
+    `describing(context)` may do so before the server says what it is.
+    """
 
     def __init__(self) -> None:
         self.parameters = {tensors.LABELS_PARAMETER: ",".join(LABELS), tensors.MEMBERS_PARAMETER: ",".join(MEMBERS)}
@@ -51,6 +54,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.models = {tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC}
         self.before: Callable[[Received, Any], None] = lambda received, context: None
         self.change: Callable[[Any], None] = lambda response: None
+        self.describing: Callable[[Any], None] = lambda context: None
+        self.described = 0
         self.dropped = 0
         self.received = 0
         self.most_under_way = 0
@@ -60,12 +65,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._server: Any = None
         self.url = ""
 
-    def start(self, port: int = 0, credentials: Any = None) -> None:
-        """Serves on a port of the loopback; 0 picks a free one."""
+    def start(self, port: int = 0, credentials: Any = None, address: str = "") -> None:
+        """Serves on a port of the loopback, or an address; 0 picks a free port."""
         options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(ThreadPoolExecutor(max_workers=40), options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        address = f"127.0.0.1:{port}"
+        address = address or f"127.0.0.1:{port}"
         bound = (
             self._server.add_insecure_port(address)
             if credentials is None
@@ -81,6 +86,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             self._server = None
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
+        self.described += 1
+        self.describing(context)
         if request.name not in self.models:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
         config = model_config_pb2.ModelConfig(name=request.name)

@@ -284,7 +284,10 @@ def test_a_server_that_gets_another_version_meanwhile_ends_the_run(
     triton.before = before
     result = run(battles_csv(1000), "-o", tmp_path / "p.csv", "--url", triton.url)
     assert result.exit_code == 1
-    assert "was answered by version 2, those before by 1" in result.stderr
+    assert (
+        "was answered by `preference_ensemble` version 2, those before by `preference_ensemble` version 1"
+        in result.stderr
+    )
     assert not (tmp_path / "p.csv").exists()
 
 

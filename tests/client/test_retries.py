@@ -11,7 +11,16 @@ import pytest
 from preference_client import Failure, Scorer, pipeline
 from preference_client.retries import LONGEST_DELAY_S, retry_delay_s
 from preference_core.battles.battle import Battle
-from preference_core.errors import DeadlineError, ServerError, UnavailableError, UserError
+from preference_core.ensemble.combination import NOT_FINITE
+from preference_core.errors import (
+    DeadlineError,
+    NonFiniteLogitsError,
+    ScoringError,
+    ServerError,
+    UnavailableError,
+    UserError,
+)
+from preference_core.triton_model import INTERNAL_ERROR
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +94,8 @@ def test_what_the_server_refuses_is_not_sent_again(triton: Any) -> None:
     [
         (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'preference_ensemble' has no available versions"),
         (grpc.StatusCode.CANCELLED, "stopping"),
+        (grpc.StatusCode.UNKNOWN, "Stream removed"),
+        (grpc.StatusCode.ABORTED, "try again"),
         (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
         (grpc.StatusCode.INTERNAL, "in ensemble 'x', Stub process 'llama_0_0' is not healthy."),
     ],
@@ -102,7 +113,10 @@ def test_a_server_between_stop_and_start_is_asked_again(triton: Any, many: Any, 
         assert not any(isinstance(outcome, Failure) for outcome in scorer.score_many(many(20)))
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN])
+@pytest.mark.parametrize(
+    "code",
+    [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS],
+)
 def test_an_error_that_may_pass_is_worth_one_more_request(triton: Any, many: Any, code: Any) -> None:
     sent: Counter[str] = Counter()
 
@@ -118,19 +132,34 @@ def test_an_error_that_may_pass_is_worth_one_more_request(triton: Any, many: Any
     assert (sent["3"], sent["5"], sent["1"]) == (2, 2, 1)
 
 
-def test_a_server_that_is_starting_is_waited_for(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    answer = triton.ModelConfig
+@pytest.mark.parametrize(
+    ("details", "kind"),
+    [
+        (
+            f"in ensemble 'preference_ensemble', Member `gemma` {NOT_FINITE} (Its engine overflows)",
+            NonFiniteLogitsError,
+        ),
+        (f"in ensemble 'preference_ensemble', {INTERNAL_ERROR}KeyError: 'x'", ScoringError),
+    ],
+)
+def test_what_this_project_s_models_always_fail_at_is_not_sent_again(triton: Any, details: str, kind: Any) -> None:
+    triton.before = lambda received, context: context.abort(grpc.StatusCode.INTERNAL, details)
+    with Scorer(triton.url) as scorer:
+        (outcome,) = scorer.score_many([BATTLE])
+    assert isinstance(outcome, Failure)
+    assert type(outcome.error) is kind
+    assert triton.received == 1
 
-    def starting(request: Any, context: Any) -> Any:
-        asked.append(request)
-        if len(asked) < 3:
+
+def test_a_server_that_is_starting_is_waited_for(triton: Any) -> None:
+    def starting(context: Any) -> None:
+        if triton.described < 3:
             context.abort(grpc.StatusCode.UNAVAILABLE, "Not now: the server is starting")
-        return answer(request, context)
 
-    monkeypatch.setattr(type(triton), "ModelConfig", lambda self, request, context: starting(request, context))
+    triton.describing = starting
     with Scorer(triton.url) as scorer:
         assert scorer.score(BATTLE).version == "1"
+    assert triton.described == 3
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND])

@@ -170,7 +170,7 @@ def test_bad_rows_become_failures_in_their_place(triton: Any, many: Any, expecte
     assert failures == {
         2: ("id-1", BattleError),
         4: ("id-3", RefusedError),
-        5: ("id-4", ScoringError),
+        5: ("id-4", NonFiniteLogitsError),
         6: ("five", UserError),
         7: ("7", BattleError),
     }
@@ -295,7 +295,7 @@ def test_closing_in_another_thread_ends_the_iteration(triton: Any, many: Any) ->
 
 
 def test_a_request_that_cannot_be_put_into_bytes_fails_alone(triton: Any) -> None:
-    transport = Transport(triton.url, "preference_ensemble")
+    transport = Transport([triton.url], "preference_ensemble")
     ended = threading.Event()
     call = transport.send(Request(message=None, bytes=0), 5.0, ended.set)
     assert ended.wait(5)
@@ -336,7 +336,7 @@ def test_the_loopback_is_reached_past_a_proxy(triton: Any, many: Any, monkeypatc
 
 
 def test_each_kind_of_wrong_address_has_a_hint_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preference_client.transport.DESCRIBE_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("preference_client.connection.DESCRIBE_TIMEOUT_S", 2.0)
 
     class Silent(BaseHTTPRequestHandler):
         def log_message(self, *arguments: Any) -> None:

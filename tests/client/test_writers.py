@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preference_client import Failure, Prediction, Row
+from preference_client.codec import Ensemble
 from preference_client.journal import Journal
 from preference_client.writers import check_output, errors_path, schema_of
 from preference_core.battles.battle import Battle
@@ -33,7 +34,14 @@ COLUMNS = [
 def prediction(identity: str, probabilities: Any = (0.1, 0.2, 0.7)) -> Prediction:
     floats = np.array(probabilities, np.float32)
     dropped = np.array([[1, 2, 3], [0, 0, 40]], np.int32)
-    return Prediction(identity, LABELS, MEMBERS, floats, np.stack([floats, floats[::-1]]), dropped[:, 0], dropped)
+    return Prediction(
+        identity,
+        Ensemble("preference_ensemble", LABELS, MEMBERS),
+        floats,
+        np.stack([floats, floats[::-1]]),
+        dropped[:, 0],
+        dropped,
+    )
 
 
 def written(path: Path, *outcomes: Prediction | Failure, submission: bool = False) -> Path:
@@ -155,15 +163,17 @@ import sys
 from pathlib import Path
 import numpy as np
 from preference_client import Prediction
+from preference_client.codec import Ensemble
 from preference_client.journal import Journal
 from preference_client.readers import BattleFile
 from preference_client.writers import schema_of
 labels, floats, whole = ("a", "b"), np.array([0.25, 0.75], np.float32), np.zeros((1, 3), np.int32)
 def peak_bytes(): return 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 rows = 0
+ensemble = Ensemble("preference_ensemble", labels, ("m",))
 with BattleFile(sys.argv[1]) as battles, Journal(Path(sys.argv[2]), {}, schema_of(labels, ("m",))) as journal:
     for row in journal.noted(battles):
-        journal.add(Prediction(row.id, labels, ("m",), floats, floats[None], whole[:, 0], whole))
+        journal.add(Prediction(row.id, ensemble, floats, floats[None], whole[:, 0], whole))
         rows += 1
         if rows == 20_000:
             early = peak_bytes()

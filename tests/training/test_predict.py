@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
+from preference_client.codec import Ensemble
 from preference_client.rows import Prediction
 from preference_client.writers import batch_of, output_format, schema_of
 from preference_core.ensemble.combination import softmax
@@ -136,7 +137,9 @@ def test_the_file_is_the_one_that_the_client_writes(small):
         dropped = np.array([[made.dropped[name][row], 0, 0] for name in names], dtype=np.int32)
         ensemble = made.ensemble[row].astype(np.float32)
         counts = np.zeros(2, dtype=np.int32)
-        predictions.append(Prediction(identity, small.labels, tuple(names), ensemble, by_member, counts, dropped))
+        predictions.append(
+            Prediction(identity, Ensemble("m", small.labels, tuple(names)), ensemble, by_member, counts, dropped)
+        )
     schema, csv_format = schema_of(small.labels, names), output_format(path)
     assert path.read_bytes() == csv_format.head(schema) + csv_format.body(batch_of(predictions, schema))
     assert read_predictions(path, small).ids == tuple(row[0] for row in battle_rows())

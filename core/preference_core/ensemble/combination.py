@@ -14,6 +14,8 @@ from preference_core.battles.battle import SPECIAL_CASES, swapped_label_order
 from preference_core.errors import CombinationError, NonFiniteLogitsError, nearest
 
 Array = npt.NDArray[np.float64]
+#: How the error of a member that computed NaN or infinity reads; clients know it by this.
+NOT_FINITE = "returned logits that are not finite"
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Combination:
         if not finite.all():
             broken = self.members[int(np.argwhere(~finite)[0][-1])]
             raise NonFiniteLogitsError(
-                f"Member `{broken}` returned logits that are not finite",
+                f"Member `{broken}` {NOT_FINITE}",
                 hint=f"Its engine overflows; check it with `preference-export check`, or export `{broken}` as bf16.",
             )
         result: Array = values / np.asarray(self.temperatures)[:, None]

@@ -189,6 +189,8 @@ def _combine_step(
 def _ensemble(config: Config, name: str) -> Any:
     members = len(config.members)
     message = _model(config, name, platform="ensemble")
+    message.max_batch_size = 1  # Battles differ in turns and tokens: no tensor holds two of them.
+    _parameters(message, {tensors.NAME_PARAMETER: config.name})
     for tensor in (*tensors.BATTLE_INPUTS, tensors.weights(members)):
         _input(message, tensor)
     for tensor in (*_predictions(config), tensors.token_counts(members), tensors.dropped_tokens(members)):
