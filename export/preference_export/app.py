@@ -33,7 +33,8 @@ Against = Annotated[
     typer.Option(help="File of your own predictions: `id` and one column of probabilities for each label."),
 ]
 Battles = Annotated[Path | None, typer.Option(help="The battles that were scored; without it, `data.sample`.")]
-OneMember = Annotated[str | None, typer.Option("--member", help="The predictions are those of this member alone.")]
+OneMember = Annotated[str | None, typer.Option("--member", help="This member alone.")]
+AFTER_INIT = "Fill in what is left, and compare each line with GUESS with your training script; then"
 NOTHING_FOUND = (
     "None of the usual causes explains it (text, special tokens, truncation, order of labels or responses). Compare "
     "the ids of one battle with those of your script: `preference-export check CONFIG` prints an example."
@@ -52,38 +53,64 @@ def main() -> None:
 
 
 @contextmanager
-def started(config: Path, as_json: bool) -> Iterator[Run]:
-    """A run with the configuration of a file; what it noted is printed when the block ends well."""
-    run = Run(load_config(config), as_json)
+def started(config: Path, as_json: bool, member: str | None = None) -> Iterator[Run]:
+    """A run with the configuration of a file, or one member of it; what it noted is printed when it ends well."""
+    settings = load_config(config)
+    run = Run(settings if member is None else settings.alone(member), as_json)
     yield run
     run.finish()
 
 
 @app.command()
-def merge(config: ConfigPath, as_json: AsJson = False) -> None:
+def init(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The file to write.")] = Path("ensemble.toml"),
+    adapter: Annotated[list[str] | None, typer.Option(help="Folder of an adapter; once for each member.")] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder or hub id of the adapters' base: one for all, or one for each. Else as they name it."
+        ),
+    ] = None,
+    sample: Annotated[Path | None, typer.Option(help="File of battles to compare with the original on.")] = None,
+) -> None:
+    """Write a first CONFIG from what adapters (or bases with a head) say of themselves."""
+    from preference_export.initial import write_config
+
+    left = write_config(config, adapter or [], base or [], sample)
+    typer.echo(f"init       {config.stem:<16} written: {config.as_posix()}")
+    for line in left:
+        typer.echo(f"fill in    {line}")
+    typer.echo(
+        f"hint: Compare the lines with GUESS with your training script; then `preference-export all {config}`.",
+        err=True,
+    )
+
+
+@app.command()
+def merge(config: ConfigPath, member: OneMember = None, as_json: AsJson = False) -> None:
     """Write each member's merged Hugging Face checkpoint to build/NAME/merged."""
-    with started(config, as_json) as run:
+    with started(config, as_json, member) as run:
         stages.each_member(run, stages.merge)
 
 
 @app.command()
-def calibrate(config: ConfigPath, as_json: AsJson = False) -> None:
+def calibrate(config: ConfigPath, member: OneMember = None, as_json: AsJson = False) -> None:
     """Measure the ranges of activations that static INT8 and FP8 need, on the sample battles."""
-    with started(config, as_json) as run:
+    with started(config, as_json, member) as run:
         stages.each_member(run, stages.calibrate)
 
 
 @app.command()
-def engine(config: ConfigPath, as_json: AsJson = False) -> None:
+def engine(config: ConfigPath, member: OneMember = None, as_json: AsJson = False) -> None:
     """Build the TensorRT engine of each exported member that is served by one."""
-    with started(config, as_json) as run:
+    with started(config, as_json, member) as run:
         stages.each_member(run, stages.engine)
 
 
 @app.command()
-def onnx(config: ConfigPath, as_json: AsJson = False) -> None:
+def onnx(config: ConfigPath, member: OneMember = None, as_json: AsJson = False) -> None:
     """Export each member to ONNX with its tokenizer, unless that is up to date."""
-    with started(config, as_json) as run:
+    with started(config, as_json, member) as run:
         stages.each_member(run, stages.onnx)
 
 
@@ -99,9 +126,9 @@ def check(
 
     With --against: compare the exported ensemble with your own predictions instead; exit code 1 where they differ.
     """
-    if against is None and (battles is not None or member is not None):
-        raise UserError("`--battles` and `--member` have no meaning without `--against`")
-    with started(config, as_json) as run:
+    if against is None and battles is not None:
+        raise UserError("`--battles` has no meaning without `--against`")
+    with started(config, as_json, None if against else member) as run:
         agrees = against is None or stages.compare_with_predictions(run, against, battles, member)
         if against is None:
             stages.each_member(run, stages.check)
@@ -119,16 +146,24 @@ def repository(config: ConfigPath, unchecked: Unchecked = False, as_json: AsJson
 
 @app.command(name="all")
 def all_command(
-    config: ConfigPath, unchecked: Unchecked = False, dry_run: DryRun = False, as_json: AsJson = False
+    config: ConfigPath,
+    member: OneMember = None,
+    unchecked: Unchecked = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Calibrate, export, build, check and assemble, as needed; stages whose inputs have not changed are skipped."""
+    """Calibrate, export, build, check and assemble, as needed; stages whose inputs have not changed are skipped.
+
+    With --member: one member, up to its check; no repository is assembled.
+    """
     if not dry_run:
-        with started(config, as_json) as run:
-            stages.all_stages(run, unchecked)
+        with started(config, as_json, member) as run:
+            stages.all_stages(run, unchecked, assemble=member is None)
         return
     from preference_export.plan import plans_of, text_of_plan
 
     settings = load_config(config, include_may_be_missing=True)
+    settings = settings if member is None else settings.alone(member)
     plans = plans_of(settings)
     table = {"ensemble": settings.name, "plan": [plain(plan) for plan in plans]}
     typer.echo(json.dumps(table, indent=1) if as_json else text_of_plan(plans))

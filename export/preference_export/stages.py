@@ -123,8 +123,8 @@ def assemble_repository(run: Run, unchecked: bool) -> None:
     _repository(run, _jobs(run), unchecked, check_inputs=True)
 
 
-def all_stages(run: Run, unchecked: bool) -> None:
-    """Everything, as needed, one member after the other."""
+def all_stages(run: Run, unchecked: bool, *, assemble: bool = True) -> None:
+    """Everything, as needed, one member after the other; without `assemble` up to their checks."""
     engines = needs.tensorrt if unchecked else needs.compared_engines
     jobs = _jobs(run, needs.checkpoints, sample_of, needs.calibration, engines, needs.room)
     for job in jobs:
@@ -137,7 +137,8 @@ def all_stages(run: Run, unchecked: bool) -> None:
             if not unchecked:
                 raise
             sys.stderr.write(f"note: {error.message}\n")
-    _repository(run, jobs, unchecked)
+    if assemble:
+        _repository(run, jobs, unchecked)
 
 
 def roll_back(run: Run) -> None:

@@ -54,3 +54,10 @@ def test_what_stands_behind_two_dashes_belongs_to_another_command(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "--traceback", "serve", "--", "echo", "--traceback"])
     run_command(seen.extend)
     assert seen == ["serve", "--", "echo", "--traceback"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_its_version(command):
+    line = [Path(sys.executable).with_name(command), "--version"]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == f"{command} 0.1.0\n"

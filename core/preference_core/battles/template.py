@@ -70,8 +70,10 @@ class Template:
     def toml(self) -> str:
         """The template as a configuration has it: the name of a preset, or a table."""
         name = next((name for name, preset in PRESETS.items() if preset == self), None)
-        if name is not None:
-            return f'"{name}"'
+        return self.table() if name is None else f'"{name}"'
+
+    def table(self) -> str:
+        """The template as a table of a configuration, which shows all of it."""
         return f"{{ {', '.join(f'{key} = {json.dumps(value)}' for key, value in plain(self).items())} }}"
 
 

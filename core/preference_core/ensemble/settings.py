@@ -6,7 +6,7 @@ Holds every key that more than one part reads. What only training reads stays a 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from preference_core.battles.template import Template, template_of
@@ -274,6 +274,10 @@ class Config:
             if member.name == name:
                 return member
         raise UserError(f"There is no member `{name}`", hint=nearest(name, [member.name for member in self.members]))
+
+    def alone(self, name: str) -> "Config":
+        """The same ensemble with one member, for what is done to each of them."""
+        return replace(self, members=(self.member(name),), combine=Combine())
 
     @property
     def combination(self) -> Combination:

@@ -67,7 +67,7 @@ def check_special_tokens(
         return
     said = "; ".join(f"{who} says {around}" for who, around in others.items())
     hints = []
-    fitting = _template_of(next(iter(others.values())), settings)
+    fitting = template_for(next(iter(others.values())), settings)
     if fitting is not None:
         hints.append(f"If training used this tokenizer as it is, write `template = {fitting}`.")
     if own and agreed:
@@ -81,7 +81,7 @@ def check_special_tokens(
     )
 
 
-def _template_of(around: Around, settings: TokenisationSettings) -> str | None:
+def template_for(around: Around, settings: TokenisationSettings) -> str | None:
     """The template that does what a tokenizer does, as TOML; None where no template can."""
     bos, eos = around.before != (), around.after != ()
     if around != Around(_those(settings.bos_token, bos), _those(settings.eos_token, eos)):

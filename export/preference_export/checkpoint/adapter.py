@@ -124,7 +124,7 @@ class Adapter:
 
 def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
     """Reads and checks an adapter for a base with these linear modules; no tensor data is read yet."""
-    _check_folder(folder)
+    check_folder(folder)
     table = read_json(folder / CONFIG)
     config = _config(folder, table)
     files = TensorFiles(folder, ADAPTER_WEIGHTS)
@@ -169,8 +169,8 @@ def check_no_adapter(base: Path) -> None:
         )
 
 
-def _check_folder(folder: Path) -> None:
-    """PEFT writes an adapter with a name of its own into a sub-folder of that name."""
+def check_folder(folder: Path) -> None:
+    """Raises unless it holds an adapter. PEFT writes one with a name of its own into a sub-folder of that name."""
     if (folder / CONFIG).is_file():
         return
     below = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))

@@ -23,14 +23,14 @@ def check_head(member: Classifier, base: Any, adapters: Iterable[Path], labels: 
     `config.json` if it has one. With an adapter, a base's head of another size says nothing about the adapter's.
     """
     _check_problem_type(f"`{member.base}`", base.problem_type)
-    named = _names(base.id2label, Path("config.json"))
+    named = names_of(base.id2label, Path("config.json"))
     if not member.adapters or len(named) == len(labels):
         _check_names(member, f"`{member.base}`", named, labels)
     for folder in adapters:
         path = folder / "config.json"
         own = read_json(path) if path.is_file() else {}
         _check_problem_type(f"`{folder}`", own.get("problem_type"))
-        _check_names(member, f"`{folder}`", _names(own.get("id2label"), path), labels)
+        _check_names(member, f"`{folder}`", names_of(own.get("id2label"), path), labels)
 
 
 def _check_names(member: Classifier, where: str, named: Sequence[str], labels: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ def _check_problem_type(where: str, problem_type: Any) -> None:
         )
 
 
-def _names(id2label: Any, path: Path) -> list[str]:
+def names_of(id2label: Any, path: Path) -> list[str]:
     """The names by index; none where nothing is named."""
     if id2label is None:
         return []

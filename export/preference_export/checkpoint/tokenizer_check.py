@@ -49,7 +49,7 @@ def check_reading(member: Classifier, source: Source, settings: TokenisationSett
             auto = auto_tokenizer(checkpoint)
             check_same_ids(checkpoint, auto, [PROBE, *_spelled(checkpoint, auto)])
             _check_tokens(checkpoint, auto, settings)
-            voices["`AutoTokenizer`"] = _around(auto)
+            voices["`AutoTokenizer`"] = around_of(auto)
         check_special_tokens(member, checkpoint.origin, settings, voices, own=bool(adapters))
 
 
@@ -99,7 +99,7 @@ def _ids(checkpoint: Checkpoint, auto: Any, text: str) -> list[int]:
         ) from error
 
 
-def _around(auto: Any) -> Around:
+def around_of(auto: Any) -> Around:
     encoding = auto("a", return_special_tokens_mask=True)
     mask = encoding["special_tokens_mask"]
     tokens = auto.convert_ids_to_tokens(encoding["input_ids"])
