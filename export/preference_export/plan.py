@@ -71,8 +71,7 @@ def plan_of(config: Config, member: Member) -> MemberPlan:
     if isinstance(member, LengthBaseline):
         return _length_plan(config, member)
     published, shapes_from, bytes_in = _base(member)
-    architecture = architecture_of(published)
-    architecture.check_length(member.max_tokens)
+    architecture = architecture_of(published).for_length(member.max_tokens)
     sequences = config.serving.max_batch_size
     if member.engine == "tensorrt":
         architecture.check_scores(sequences, member.max_tokens, block_size(member.max_tokens))

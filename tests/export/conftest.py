@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of three architectures, adapters for them, and a whole project made of them.
+"""Tiny random checkpoints of every architecture, adapters for them, and a whole project made of them.
 
 Exporting a graph takes seconds, so exported members are made once and tests that change files work on copies.
 """
@@ -19,8 +19,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
+    MistralConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 from typer.testing import CliRunner
 
@@ -45,6 +48,8 @@ VOCABULARY = 300
 LABELS = 3
 #: Longest sequence and block of queries of what `tracer` exports.
 TRACED_TOKENS, TRACED_BLOCK = 64, 16
+#: Sliding window of Gemma-3, Mistral and Qwen3: no multiple of a block, and shorter than some sequences.
+WINDOW = 20
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
 LLAMA_3_ROPE = {
     "rope_type": "llama3",
@@ -64,10 +69,36 @@ CONFIGURATIONS = {
         attn_logit_softcapping=2.0,
         sliding_window=64,
     ),
+    "gemma3_text": lambda: Gemma3TextConfig(
+        **SIZES,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=24,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
     "llama": lambda: LlamaConfig(
         **SIZES, num_attention_heads=6, num_key_value_heads=2, rope_parameters=dict(LLAMA_3_ROPE), pad_token_id=2
     ),
+    "mistral": lambda: MistralConfig(
+        **SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=WINDOW, pad_token_id=2
+    ),
     "qwen2": lambda: Qwen2Config(**SIZES, num_attention_heads=4, num_key_value_heads=1, pad_token_id=2),
+    "qwen3": lambda: Qwen3Config(
+        **SIZES,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+        max_window_layers=1,
+        pad_token_id=2,
+    ),
 }
 
 
@@ -198,7 +229,7 @@ class Tracer:
         return folder
 
     def description(self, base):
-        return architecture_of(hugging_face_config(base))
+        return architecture_of(hugging_face_config(base)).for_length(TRACED_TOKENS)
 
     def measured(self, base, adapter):
         """Largest magnitude of every input feature of each linear layer, and the logits, of the original model."""

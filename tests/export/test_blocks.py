@@ -1,36 +1,73 @@
-"""Attention in blocks computes what undivided attention does, at every edge of a block, and reads no later key."""
+"""Attention in blocks computes what undivided attention does, at every edge of blocks and windows, and reads no key
+that it may not see.
+"""
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from architectures import ARCHITECTURES
 
 from preference_export.artefacts.names import MODEL_FILE
+from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.scan import scan
 from preference_export.graph.blocks import NO_END, block_bounds, block_size
 from preference_export.graph.precision import Dtypes
+from preference_export.graph.write import export_onnx
 from preference_export.original.whole import Reference
 
 pytestmark = pytest.mark.slow
 
 SINGLE = Dtypes("float32")
-BLOCK, TOKENS = 16, 64  # those of `tracer`
-EDGES = (1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1, TOKENS - 1, TOKENS)
+BLOCK, TOKENS, WINDOW = 16, 64, 20  # those of `tracer`
+EDGES = sorted(
+    {1, TOKENS - 1, TOKENS} | {edge + step for edge in (BLOCK, 2 * BLOCK, WINDOW, 2 * WINDOW) for step in (-1, 0, 1)}
+)
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "llama", "qwen2"])
-def test_lengths_at_every_edge_of_a_block_have_the_originals_logits(tracer, make, architecture):
-    traced = tracer.of(architecture)
-    random = np.random.default_rng(5)
-    sequences = [random.integers(3, make.vocabulary, length).astype(np.int32) for length in EDGES]
-    expected = Reference(traced.base, [traced.adapter], make.labels).logits(sequences)
-    classifier = OnnxClassifier(tracer.export(architecture, "fp32", SINGLE) / MODEL_FILE, threads=1)
+def assert_has_the_originals_logits(folder, base, adapter, sequences):
+    """Alone, packed, and packed in other orders."""
+    expected = Reference(base, [adapter], 3).logits(sequences)
+    classifier = OnnxClassifier(folder / MODEL_FILE, threads=1)
     alone = np.concatenate([classifier.logits([ids]) for ids in sequences])
     assert np.abs(alone - expected).max() <= 1e-4
-    for packed in (sequences, sequences[::-1], sequences[:3]):
-        order = [next(i for i, ids in enumerate(sequences) if ids is one) for one in packed]
-        assert np.abs(classifier.logits(packed) - expected[order]).max() <= 1e-4
+    for order in (range(len(sequences)), range(len(sequences))[::-1], np.random.default_rng(1).permutation(3)):
+        packed = classifier.logits([sequences[index] for index in order])
+        assert np.abs(packed - expected[list(order)]).max() <= 1e-4
+
+
+def sequences_of(lengths, vocabulary):
+    random = np.random.default_rng(5)
+    return [random.integers(3, vocabulary, length).astype(np.int32) for length in lengths]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lengths_at_every_edge_of_a_block_or_a_window_have_the_originals_logits(tracer, make, architecture):
+    traced, folder = tracer.of(architecture), tracer.export(architecture, "fp32", SINGLE)
+    assert_has_the_originals_logits(folder, traced.base, traced.adapter, sequences_of(EDGES, make.vocabulary))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "window", "max_tokens"),
+    [("gemma3_text", 512, 1100), ("gemma2", 512, 1100), ("qwen2", 100, 300), ("mistral", 300, 700), ("qwen3", 1, 300)],
+)
+def test_windows_in_blocks_of_full_size_have_the_originals_logits(make, tmp_path, architecture, window, max_tokens):
+    changes = {"sliding_window": window, "num_hidden_layers": 3}
+    if architecture.startswith("gemma"):
+        changes["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention"]
+    elif architecture.startswith("qwen"):
+        changes |= {"use_sliding_window": True, "max_window_layers": 1}
+        changes["layer_types"] = ["full_attention", "sliding_attention", "sliding_attention"]
+    base = make.base(tmp_path / "base", architecture, config=make.config(architecture, **changes))
+    adapter = make.adapter(tmp_path / "adapter", base, target_modules="all-linear")
+    description = architecture_of(hugging_face_config(base)).for_length(max_tokens)
+    assert window in description.windows
+    export_onnx(tmp_path, description, make.weights(base, adapter), make.labels, max_tokens=max_tokens)
+    lengths = {1, max_tokens} | {edge + step for edge in (128, 256, window, 2 * window) for step in (-1, 0, 1)}
+    assert_has_the_originals_logits(
+        tmp_path, base, adapter, sequences_of(sorted(lengths - {0, *range(max_tokens + 1, 2000)}), make.vocabulary)
+    )
 
 
 def test_a_sequence_beyond_the_last_block_has_the_originals_logits(tracer, make):
@@ -54,6 +91,22 @@ def test_blocks_read_no_key_behind_their_end(tracer, make):
     shapes = [values.shape for values in session.run(None, feed)[1:]]
     share = 3
     assert [shape[-2:] for shape in shapes[:-1]] == [(16 * share, 16), (16 * share, 32), (8 * share, 40), (0, 40)]
+
+
+def test_blocks_read_no_key_before_their_window(tracer, make):
+    model = onnx.load(tracer.export("mistral", "fp32", SINGLE) / MODEL_FILE)
+    softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
+    model.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in softmaxes)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for tokens, columns in ((64, [16, 32, 35, 35]), (40, [16, 32, 27, 11]), (9, [9, 9, 0, 0])):
+        bounds = np.array([0, tokens], np.int32)
+        feed = {
+            "input_ids": np.full(tokens, 5, np.int32),
+            "cu_seqlens": bounds,
+            "max_seqlen": np.zeros(tokens, np.int32),
+        }
+        shapes = [values.shape for values in session.run(None, feed)[1:]]
+        assert [shape[-1] for shape in shapes[:-1]] == columns
 
 
 @pytest.mark.parametrize(

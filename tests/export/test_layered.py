@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from safetensors.torch import load_file, save_file
 
 from preference_core.artefacts.manifest import read_manifest
@@ -18,7 +19,7 @@ from preference_export.original.whole import Reference
 SEQUENCES = [np.random.default_rng(0).integers(3, 300, length).astype(np.int32) for length in (20, 1, 70)]
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     "settings",
     [

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from preference_core.errors import CheckpointError
@@ -81,7 +82,7 @@ def test_fan_in_fan_out_is_overruled_for_linear_layers_as_in_peft(make, tmp_path
     assert_equal_to_peft(make, base, adapter)
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_bases_in_bfloat16_and_in_shards_merge_as_in_peft(make, tmp_path, architecture):
     base = make.base(tmp_path / "base", architecture, dtype=torch.bfloat16, max_shard_size="40KB")
     assert len(list(base.glob("model-*-of-*.safetensors"))) > 2

@@ -3,6 +3,7 @@
 import onnx
 import pytest
 import torch
+from architectures import ARCHITECTURES
 
 from preference_core.ensemble.settings import Build, Classifier, Config, ParityLimits, Quantisation
 from preference_core.errors import ConfigError, UserError
@@ -14,7 +15,6 @@ from preference_export.gate.parity import exceeded, limits_of, measure
 from preference_export.graph.precision import Dtypes, check_supported, dtypes_of
 from preference_export.graph.quantise import QuantisedWeights, grouped, quantised_gemms
 
-ARCHITECTURES = ("gemma2", "llama", "qwen2")
 RECIPES = {
     "fp32": Dtypes("float32"),
     "fp16": Dtypes("float16"),

@@ -10,9 +10,12 @@ from peft import TaskType
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from preference_core.artefacts.manifest import read_manifest
+from preference_core.battles.battle import Battle
+from preference_core.battles.tokenisation import BattleTokenizer
 from preference_core.ensemble.settings import LABELS_THREE_WAY as LABELS
 from preference_core.ensemble.settings import Classifier
-from preference_core.errors import ArtefactError, CheckpointError, UserError
+from preference_core.errors import ArtefactError, BattleError, CheckpointError, UserError
 from preference_export.checkpoint.adapter import AdapterError, check_named_base, read_adapter
 from preference_export.checkpoint.architecture import ArchitectureError, architecture_of, hugging_face_config
 from preference_export.checkpoint.files import TensorFiles
@@ -165,7 +168,28 @@ def test_a_token_that_was_added_without_resizing_the_embedding(project):
     project.run("onnx")
     tokenizer.add_special_tokens(["<added>"])
     tokenizer.save(str(path))
-    with pytest.raises(ArtefactError, match=f"gives `<added>` the id {rows}, and the embedding has {rows} rows"):
+    project.run("onnx")
+    folder = project.folder / "build" / "tiny" / "members" / "gemma"
+    (doubt,) = read_manifest(folder).details["doubts"]
+    assert f"gives `<added>` the id {rows}, and the embedding has {rows} rows: battles that spell it fail" in doubt
+    encoder = BattleTokenizer.from_folder(folder)
+    assert len(encoder.encode(Battle(("a",), ("<adde>",), ("added",))).ids) > 5
+    with pytest.raises(BattleError, match=f"`response_b` spells the token `<added>`, whose id {rows} is beyond"):
+        encoder.encode(Battle(("a",), ("b",), ("see <added> here",)))
+    assert len(encoder.encode(Battle(("a",), ("b",), ("word " * 200 + "<added>",))).ids) == 48, "cut before it"
+
+
+@pytest.mark.parametrize("token", ["<bos>", "e"])
+def test_a_token_beyond_the_embedding_that_every_text_may_hold(project, token):
+    path = project.folder / "base" / "tokenizer.json"
+    table = json.loads(path.read_text())
+    table["model"]["vocab"][token] = 300
+    for added in table["added_tokens"]:
+        added["id"] = table["model"]["vocab"][added["content"]]
+    for special in table["post_processor"]["special_tokens"].values():
+        special["ids"] = [table["model"]["vocab"][special["id"]]]
+    path.write_text(json.dumps(table))
+    with pytest.raises(ArtefactError, match=f"gives `{token}` the id 300, and the embedding has 300 rows"):
         project.run("onnx")
 
 
@@ -264,7 +288,11 @@ def test_a_tensor_that_is_not_of_the_size_in_the_configuration(make, base, adapt
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "mistral"}, "mistral"),
+        ({"model_type": "gemma"}, "`gemma` is not supported"),
+        ({"model_type": "gemma3"}, "`gemma3` reads images as well as text"),
+        ({"model_type": "phi3", "rope_parameters": None}, "`phi3` is not supported"),
+        ({"model_type": "bert"}, "`bert` is not supported"),
+        ({"model_type": "mistral4"}, "`mistral4` is not supported"),
         ({"auto_map": {"AutoModel": "own_code.Model"}}, "auto_map"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by `gptq`"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}, "dynamic"),
@@ -278,11 +306,19 @@ def test_architectures_and_features_that_are_not_computed(base, tmp_path, change
         architecture_of(hugging_face_config(tmp_path))
 
 
-def test_more_tokens_than_a_sliding_window_shows(make):
-    architecture = architecture_of(make.config("gemma2"))
-    architecture.check_length(64)
-    with pytest.raises(ArchitectureError, match="`max_tokens` is 65, the checkpoint's sliding attention window is 64"):
-        architecture.check_length(65)
+@pytest.mark.parametrize(
+    ("architecture", "changes", "named"),
+    [
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "`attn_logit_softcapping` in config.json is 50.0"),
+        ("gemma3_text", {"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention, full_attention"),
+        ("gemma3_text", {"layer_types": ["full_attention"]}, "full_attention, for 2 layers"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "`sliding_window` in config.json is None"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ],
+)
+def test_attention_that_transformers_would_not_compute_as_config_json_says(make, architecture, changes, named):
+    with pytest.raises(ArchitectureError, match=named):
+        architecture_of(make.config(architecture, **changes))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +335,6 @@ def test_more_tokens_than_a_sliding_window_shows(make):
             'max_tokens = 48\nprecision = "int8"\nquantisation = { keep = ["*.query"] }',
             r"`\*\.query`, which no GEMM matches",
         ),
-        ("max_tokens = 48", "max_tokens = 65", "sliding attention window"),
         ('name = "tiny"', 'name = "tiny"\nlabels = ["model_a", "model_b"]', "2 labels"),
         ('sample = "battles.csv"', "", "`data.sample` is missing"),
     ],

@@ -16,7 +16,7 @@ from preference_export.artefacts.names import MODEL_FILE
 from preference_export.gate.onnx_classifier import OnnxClassifier, feeds_of, session_of
 from preference_export.gate.parity import compare, exceeded, limits_of
 from preference_export.gate.scan import scan, scanned
-from preference_export.graph.packed import PackedClassifier
+from preference_export.graph.packed import COMPUTED, PackedClassifier
 from preference_export.graph.precision import Dtypes
 
 UP, GATE, DOWN = (f"model.layers.0.mlp.{name}_proj" for name in ("up", "gate", "down"))
@@ -64,9 +64,7 @@ def test_bfloat16_and_single_precision_pass_the_same_model(tracer, planted, make
     model = PackedClassifier(tracer.description(traced.base), make.labels, torch.bfloat16).requires_grad_(False)
     inverse = torch.tensor(tracer.description(traced.base).inverse_frequencies)
     for name, parameter in model.named_parameters():
-        parameter.data = (
-            inverse if name.startswith("rotary") else torch.cat(list(planted.blocks(name, parameter.dtype)))
-        )
+        parameter.data = inverse if name in COMPUTED else torch.cat(list(planted.blocks(name, parameter.dtype)))
     with torch.inference_mode():
         logits = model(*(torch.from_numpy(values) for values in feeds_of(sequences).values())).numpy()
     assert exceeded(compare(logits, traced.original_logits), limits_of("bf16", ParityLimits())) == []

@@ -37,6 +37,7 @@ SYSTEMS = (
     "average",
     "threshold",
     "light",
+    "new-bases",
 )
 
 

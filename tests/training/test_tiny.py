@@ -15,7 +15,14 @@ from preference_training.synthetic.generate import rendered
 from preference_training.synthetic.tiny import TinyBase, write_base
 from preference_training.synthetic.tiny_tokenizer import train_tokenizer
 
-TEMPLATES = {"gemma2": "gemma", "llama": "llama", "qwen2": "qwen"}
+TEMPLATES = {
+    "gemma2": "gemma",
+    "gemma3_text": "gemma",
+    "llama": "llama",
+    "mistral": "llama",  # bos, and no eos
+    "qwen2": "qwen",
+    "qwen3": "qwen",
+}
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "key_value_heads": 1, "head_dim": 16}
 UNSEEN = "Ünïcödé ሰላም 🦒\t12345\n\n\nend"
 
@@ -116,6 +123,14 @@ def test_special_tokens_in_a_text_become_one_id(tokenizers, family, token):
 
 def test_the_first_ids_of_gemma_are_its_control_tokens(tokenizers):
     assert [tokenizers["gemma2"].id_to_token(i) for i in range(4)] == ["<pad>", "<eos>", "<bos>", "<unk>"]
+
+
+def test_mistral_puts_a_space_before_the_text_and_falls_back_to_bytes(tokenizers):
+    tokens = tokenizers["mistral"].encode("the\tሰ").tokens
+    assert tokens[0] == "<s>"
+    assert tokens[1].startswith("▁")
+    assert "<0x09>" in tokens
+    assert tokens[-1] == "<0xB0>"
 
 
 def test_llama_begins_with_bos_and_qwen_with_the_text(tokenizers):

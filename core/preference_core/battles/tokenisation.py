@@ -27,7 +27,7 @@ from preference_core.battles.battle import Battle
 from preference_core.battles.template import Template, template_of
 from preference_core.battles.truncation import Truncation
 from preference_core.battles.window import Encoded, Window, shared
-from preference_core.errors import ArtefactError, ConfigError
+from preference_core.errors import ArtefactError, BattleError, ConfigError
 from preference_core.structure import plain, structure
 from preference_core.tensors import FIELDS
 
@@ -40,13 +40,17 @@ _FITTING_ROUNDS = 8
 
 @dataclass(frozen=True)
 class TokenisationSettings:
-    """How one member reads a battle; travels beside its `tokenizer.json`. Tokens are given as text."""
+    """How one member reads a battle; travels beside its `tokenizer.json`. Tokens are given as text.
+
+    `embedding_rows` is how many ids the model knows: a tokenizer may have more, for images say.
+    """
 
     template: str | Template
     max_tokens: int
     truncation: Truncation = field(default_factory=Truncation)
     bos_token: str | None = None
     eos_token: str | None = None
+    embedding_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.truncation.policy == "spread":
@@ -105,7 +109,27 @@ class BattleTokenizer:
         return self.encode_batch([battle])[0]
 
     def encode_batch(self, battles: Sequence[Battle]) -> list[TokenisedBattle]:
-        """Ids of several battles; each result is the same as when encoded alone."""
+        """Ids of several battles; each result is the same as when encoded alone.
+
+        Raises `BattleError` for a text that spells a token which the model does not know.
+        """
+        encoded = self._encoded(battles)
+        for battle, tokens in zip(battles, encoded, strict=True):
+            self._check_known(battle, tokens.ids)
+        return encoded
+
+    def _check_known(self, battle: Battle, ids: npt.NDArray[np.int32]) -> None:
+        rows = self.settings.embedding_rows
+        if rows is None or not ids.size or (largest := int(ids.max())) < rows:
+            return
+        token = self._tokenizer.id_to_token(largest)
+        holders = (name for name in FIELDS if any(token in turn for turn in getattr(battle, name)))
+        raise BattleError(
+            next(holders, FIELDS[0]),
+            f"spells the token `{token}`, whose id {largest} is beyond the {rows} rows of the model's embedding",
+        )
+
+    def _encoded(self, battles: Sequence[Battle]) -> list[TokenisedBattle]:
         if self.settings.truncation.policy in ("middle", "spread"):
             return [self._shortened(battle) for battle in battles]
         whole = self._window.whole([self.template.render(battle) for battle in battles], self._room)

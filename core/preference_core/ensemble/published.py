@@ -91,11 +91,64 @@ _QWEN2_1_5B: Shape = {
     "tie_word_embeddings": True,
 }
 
+_GEMMA_3_1B: Shape = {
+    "model_type": "gemma3_text",
+    "vocab_size": 262_144,
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 512,
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+    "tie_word_embeddings": True,
+}
+_GEMMA_3_270M: Shape = {**_GEMMA_3_1B, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18}
+_QWEN3_0_6B: Shape = {
+    "model_type": "qwen3",
+    "vocab_size": 151_936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40_960,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    "tie_word_embeddings": True,
+}
+_MISTRAL_7B: Shape = {
+    "model_type": "mistral",
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "tie_word_embeddings": False,
+}
+
 BASES: Mapping[str, Shape] = {
     "google/gemma-2-2b": _GEMMA_2_2B,
     "google/gemma-2-2b-it": _GEMMA_2_2B,
     "google/gemma-2-9b": _GEMMA_2_9B,
     "google/gemma-2-9b-it": _GEMMA_2_9B,
+    "google/gemma-3-270m": _GEMMA_3_270M,
+    "google/gemma-3-270m-it": _GEMMA_3_270M,
+    "google/gemma-3-1b-pt": _GEMMA_3_1B,
+    "google/gemma-3-1b-it": _GEMMA_3_1B,
     "meta-llama/Meta-Llama-3-8B": _LLAMA_3_8B,
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3_8B,
     "meta-llama/Llama-3.1-8B": _LLAMA_3_1_8B,
@@ -105,4 +158,8 @@ BASES: Mapping[str, Shape] = {
     "meta-llama/Llama-3.2-3B-Instruct": _LLAMA_3_2_3B,
     "Qwen/Qwen2-1.5B": _QWEN2_1_5B,
     "Qwen/Qwen2-1.5B-Instruct": _QWEN2_1_5B,
+    "Qwen/Qwen3-0.6B-Base": _QWEN3_0_6B,
+    "Qwen/Qwen3-0.6B": _QWEN3_0_6B,
+    "mistralai/Mistral-7B-v0.1": _MISTRAL_7B,
+    "mistralai/Mistral-7B-Instruct-v0.1": _MISTRAL_7B,
 }

@@ -1,11 +1,11 @@
 """What a decoder looks like, as values read from a checkpoint's `config.json`.
 
-Gemma-2, Llama (3, 3.1, 3.2) and Qwen2 are three values of `Family`, which `optimum` reads by common names. A feature
-that `packed` does not compute is refused by name, here. It knows nothing of weights.
+Families (Gemma-2, Llama, ...) are values of `Family`, which `optimum` reads by common names. A feature that `packed`
+does not compute is refused by name, here. It knows nothing of weights.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,11 @@ Activation = Literal["silu", "gelu_tanh"]
 
 @dataclass(frozen=True)
 class Family:
-    """What the configuration of a `model_type` calls what others call otherwise (`names`), and what it does not say."""
+    """What the configuration of a `model_type` calls what others call otherwise (`names`), and what it does not say.
+
+    `slides`: which layers have the sliding window, if there is one. `rope_by_layer`: layers that slide have rotary
+    parameters of their own.
+    """
 
     title: str
     names: Mapping[str, str] = field(default_factory=dict)
@@ -30,6 +34,9 @@ class Family:
     post_norms: bool = False
     embedding_scaled: bool = False
     query_key_value_bias: bool = False
+    query_key_norms: bool = False
+    slides: Literal["none", "all", "layer_types"] = "layer_types"
+    rope_by_layer: bool = False
 
 
 FAMILIES = {
@@ -44,8 +51,19 @@ FAMILIES = {
         post_norms=True,
         embedding_scaled=True,
     ),
-    "llama": Family("Llama-3"),
+    "gemma3_text": Family(
+        "Gemma-3",
+        {"hidden_act": "hidden_activation", "attention_scalar": "query_pre_attn_scalar"},
+        norm_offset=1.0,
+        post_norms=True,
+        embedding_scaled=True,
+        query_key_norms=True,
+        rope_by_layer=True,
+    ),
+    "llama": Family("Llama-3", slides="none"),
+    "mistral": Family("Mistral", slides="all"),
     "qwen2": Family("Qwen2", query_key_value_bias=True),
+    "qwen3": Family("Qwen3", query_key_norms=True),
 }
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 #: Counts that a configuration must have.
@@ -54,6 +72,8 @@ SIZES = (
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
 )
 ROPE_TYPES = ("default", "linear", "llama3")
+SLIDING = "sliding_attention"
+LAYER_KINDS = ("full_attention", SLIDING)
 
 
 class ArchitectureError(UserError):
@@ -68,8 +88,10 @@ MOST_ELEMENTS = 2**31 - 1
 class Architecture:
     """A decoder with grouped-query attention, rotary positions, RMSNorm and a gated MLP.
 
-    `norm_offset` is added to RMSNorm weights (Gemma stores them around 0). `post_norms`: Gemma-2 also normalises what
-    attention and MLP return. `inverse_frequencies` `[head_dim / 2]` already hold any RoPE scaling, in float32.
+    `norm_offset` is added to RMSNorm weights (Gemma stores them around 0). `post_norms`: Gemma also normalises what
+    attention and MLP return. `sliding` says which layers read no more than the last `sliding_window` tokens (None:
+    all). `inverse_frequencies` `[head_dim / 2]` already hold any RoPE scaling, in float32; `local_inverse_frequencies`
+    are those of layers that slide, where these have their own.
     """
 
     model_type: str
@@ -87,19 +109,24 @@ class Architecture:
     attention_scale: float
     attention_soft_cap: float | None
     query_key_value_bias: bool
+    query_key_norms: bool
     attention_output_bias: bool
     mlp_bias: bool
     embedding_scale: float
     inverse_frequencies: tuple[float, ...]
+    local_inverse_frequencies: tuple[float, ...] | None
+    sliding: tuple[bool, ...]
     sliding_window: int | None
 
-    def check_length(self, max_tokens: int) -> None:
-        """Raises unless a sliding window of this architecture hides nothing from sequences of `max_tokens` tokens."""
-        if self.sliding_window is not None and max_tokens > self.sliding_window:
-            raise ArchitectureError(
-                f"`max_tokens` is {max_tokens}, the checkpoint's sliding attention window is {self.sliding_window}",
-                hint="The packed decoder drops the window, which is exact only up to its length: lower `max_tokens`.",
-            )
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of each layer."""
+        return tuple(self.sliding_window if slides else None for slides in self.sliding)
+
+    def for_length(self, max_tokens: int) -> "Architecture":
+        """The same for sequences of up to `max_tokens` tokens: without a window that hides nothing from these."""
+        hides = self.sliding_window is not None and self.sliding_window < max_tokens
+        return self if hides else replace(self, sliding_window=None)
 
     def scores(self, sequences: int, max_tokens: int, block: int) -> int:
         """Attention scores of `block` queries of each of `sequences`: the largest tensor there is."""
@@ -144,6 +171,8 @@ def architecture_of(config: Any) -> Architecture:
     _refuse_unsupported(config)
     family, named = FAMILIES[config.model_type], _named(config)
     head_dim = getattr(named, "head_dim", named.hidden_size // named.num_attention_heads)
+    sliding = _sliding(config)
+    kinds = [kind for kind in LAYER_KINDS if (kind == SLIDING) in sliding] if family.rope_by_layer else [None]
     attention_bias = not family.query_key_value_bias and getattr(named, "attention_bias", False)
     return Architecture(
         model_type=config.model_type,
@@ -161,11 +190,14 @@ def architecture_of(config: Any) -> Architecture:
         attention_scale=float(named.attention_scalar if "attention_scalar" in family.names else head_dim) ** -0.5,
         attention_soft_cap=getattr(named, "attention_soft_cap", None),
         query_key_value_bias=family.query_key_value_bias or attention_bias,
+        query_key_norms=family.query_key_norms,
         attention_output_bias=attention_bias,
         mlp_bias=getattr(named, "mlp_bias", False),
         embedding_scale=named.hidden_size**0.5 if family.embedding_scaled else 1.0,
-        inverse_frequencies=_inverse_frequencies(config, head_dim),
-        sliding_window=_sliding_window(config),
+        inverse_frequencies=_inverse_frequencies(config, head_dim, kinds[0]),
+        local_inverse_frequencies=_inverse_frequencies(config, head_dim, kinds[1]) if len(kinds) > 1 else None,
+        sliding=sliding,
+        sliding_window=config.sliding_window if any(sliding) else None,
     )
 
 
@@ -177,6 +209,11 @@ def _named(config: Any) -> Any:
 
 
 def _refuse_unsupported(config: Any) -> None:
+    if config.model_type == "gemma3":
+        raise ArchitectureError(
+            "Architecture `gemma3` reads images as well as text, which is not supported",
+            hint="Its text part alone is (`gemma3_text`): save that as a checkpoint, and train on it.",
+        )
     if config.model_type not in FAMILIES:
         raise ArchitectureError(
             f"Architecture `{config.model_type}` is not supported",
@@ -194,19 +231,22 @@ def _refuse_unsupported(config: Any) -> None:
             hint="Only bitsandbytes is read. Name the original, unquantised base; its adapter fits it as well.",
         )
     rope = config.rope_parameters
-    if "rope_type" not in rope or any(isinstance(value, dict) for value in rope.values()):
+    if FAMILIES[config.model_type].rope_by_layer:
+        for kind in LAYER_KINDS:
+            _refuse_rope(rope[kind])
+    elif "rope_type" not in rope or any(isinstance(value, dict) for value in rope.values()):
         raise ArchitectureError(
             f"`rope_parameters` in config.json differ by layer ({', '.join(sorted(rope))}), which is not supported",
             hint="Supported is one set with a `rope_type` for all layers.",
         )
-    if not isinstance(rope["rope_theta"], int | float):
-        raise ArchitectureError(f"`rope_theta` in config.json is {rope['rope_theta']!r}, expected a number")
-    if rope["rope_type"] not in ROPE_TYPES:
+    else:
+        _refuse_rope(rope)
+    if config.model_type == "gemma3_text" and config.attn_logit_softcapping:
         raise ArchitectureError(
-            f"RoPE scaling `{rope['rope_type']}` is not supported", hint=f"Supported: {', '.join(ROPE_TYPES)}."
+            f"`attn_logit_softcapping` in config.json is {config.attn_logit_softcapping}, and Transformers does not "
+            "apply it in Gemma-3",
+            hint="If the model was trained by Transformers, write null.",
         )
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ArchitectureError(f"`partial_rotary_factor` is {rope['partial_rotary_factor']}; only 1 is supported")
     if getattr(config, "use_bidirectional_attention", None):
         raise ArchitectureError("`use_bidirectional_attention` is not supported")
     activation = getattr(_named(config), "hidden_act", None)
@@ -216,17 +256,41 @@ def _refuse_unsupported(config: Any) -> None:
         )
 
 
-def _inverse_frequencies(config: Any, head_dim: int) -> tuple[float, ...]:
-    """Rotary frequencies as `transformers` computes them, to the last bit."""
-    rope = config.rope_parameters
+def _refuse_rope(rope: Mapping[str, Any]) -> None:
+    if not isinstance(rope["rope_theta"], int | float):
+        raise ArchitectureError(f"`rope_theta` in config.json is {rope['rope_theta']!r}, expected a number")
+    if rope["rope_type"] not in ROPE_TYPES:
+        raise ArchitectureError(
+            f"RoPE scaling `{rope['rope_type']}` is not supported", hint=f"Supported: {', '.join(ROPE_TYPES)}."
+        )
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ArchitectureError(f"`partial_rotary_factor` is {rope['partial_rotary_factor']}; only 1 is supported")
+
+
+def _inverse_frequencies(config: Any, head_dim: int, kind: str | None) -> tuple[float, ...]:
+    """Rotary frequencies as `transformers` computes them, to the last bit; of layers of one kind where these differ."""
+    rope = config.rope_parameters if kind is None else config.rope_parameters[kind]
     if rope["rope_type"] == "default":
         frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
     else:
-        frequencies, attention_scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+        compute = ROPE_INIT_FUNCTIONS[rope["rope_type"]]
+        frequencies, attention_scaling = compute(config, torch.device("cpu"), layer_type=kind)
         assert attention_scaling == 1.0, f"RoPE type {rope['rope_type']} scales attention"
     return tuple(frequencies.tolist())
 
 
-def _sliding_window(config: Any) -> int | None:
-    kinds = getattr(config, "layer_types", None) or []
-    return config.sliding_window if "sliding_attention" in kinds else None
+def _sliding(config: Any) -> tuple[bool, ...]:
+    """For each layer, whether it has the sliding window; `transformers` reads `layer_types` in some families only."""
+    slides, layers = FAMILIES[config.model_type].slides, int(config.num_hidden_layers)
+    if slides != "layer_types":
+        return (slides == "all" and config.sliding_window is not None,) * layers
+    kinds = config.layer_types[:layers]
+    if len(kinds) < layers or not set(kinds) <= set(LAYER_KINDS):
+        raise ArchitectureError(
+            f"`layer_types` in config.json are {', '.join(kinds)}, for {layers} layers",
+            hint=f"Supported is one of {', '.join(LAYER_KINDS)} for each.",
+        )
+    window = config.sliding_window
+    if SLIDING in kinds and (window is None or window < 1):
+        raise ArchitectureError(f"`sliding_window` in config.json is {window}, and `layer_types` names {SLIDING}")
+    return tuple(kind == SLIDING for kind in kinds)

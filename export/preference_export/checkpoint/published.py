@@ -16,11 +16,15 @@ from preference_core.ensemble.published import Shape
 PARAMETERS = {
     "google/gemma-2-9b": 9_241_705_984,
     "google/gemma-2-2b": 2_614_341_888,
+    "google/gemma-3-270m": 268_098_176,
+    "google/gemma-3-1b": 999_885_952,
     "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
     "meta-llama/Meta-Llama-3.1-8B": 8_030_261_248,
     "meta-llama/Llama-3.2-3B": 3_212_749_824,
     "Qwen/Qwen2-1.5B": 1_543_714_304,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "mistralai/Mistral-7B": 7_241_732_096,
 }
 
 

@@ -7,11 +7,18 @@ by this project.
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from preference_core.artefacts.manifest import sha256_of
-from preference_core.battles.tokenisation import TOKENIZER_FILE, TokenisationSettings, read_tokenizer
+from preference_core.battles.battle import Battle
+from preference_core.battles.tokenisation import (
+    TOKENIZER_FILE,
+    BattleTokenizer,
+    TokenisationSettings,
+    read_tokenizer,
+)
 from preference_core.ensemble.locations import Checkpoint
 from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS
 from preference_core.ensemble.settings import Classifier
@@ -148,24 +155,33 @@ def check_tokenizers(source: Source) -> None:
                     raise _different(other, adapter, part)
 
 
-def check_ids(checkpoint: Path, rows: int) -> None:
-    """Raises `ArtefactError` naming the first token of its tokenizer whose id is beyond the embedding's rows.
+def check_ids(source: Source, settings: TokenisationSettings) -> list[str]:
+    """What is to be said of tokens beyond the embedding's rows: a battle is refused for spelling one.
 
-    A text that spells such a token would fail inside the runtime, and no sample may hold one. A checkpoint without a
-    tokenizer is refused elsewhere.
+    That is for added tokens of the base's own tokenizer, which no other text comes to. Raises `ArtefactError` for those
+    that training added, those that the template needs, and pieces of the vocabulary, which any text may hold.
     """
-    path = checkpoint / TOKENIZER_FILE
-    if not path.is_file():
-        return
-    beyond = {token: id for token, id in read_tokenizer(path).get_vocab(with_added_tokens=True).items() if id >= rows}
-    if beyond:
-        token = min(beyond, key=lambda name: beyond[name])
-        raise ArtefactError(
-            f"`{path}` gives `{token}` the id {beyond[token]}, and the embedding has {rows} rows",
-            hint="A token was added without `resize_token_embeddings`, or the adapter was saved without the resized "
-            "embedding (`save_embedding_layers=True`). If no text holds it, remove it from the tokenizer: nothing is "
-            "padded here.",
-        )
+    path, rows = tokenizer_of(source).folder / TOKENIZER_FILE, settings.embedding_rows
+    assert rows is not None
+    tokenizer = read_tokenizer(path)
+    beyond = sorted((id, token) for token, id in tokenizer.get_vocab(with_added_tokens=True).items() if id >= rows)
+    if not beyond:
+        return []
+    own = source.base.folder / TOKENIZER_FILE
+    added = read_tokenizer(own).get_added_tokens_decoder() if own.is_file() else {}
+    template = BattleTokenizer(tokenizer, replace(settings, embedding_rows=None)).encode(Battle(("",), ("",), ("",)))
+    for id, token in beyond:
+        if id not in added or id in template.ids:
+            raise ArtefactError(
+                f"`{path}` gives `{token}` the id {id}, and the embedding has {rows} rows",
+                hint="A token was added without `resize_token_embeddings`, or the adapter was saved without the "
+                "resized embedding (`save_embedding_layers=True`). If no text holds it, remove it from the tokenizer: "
+                "nothing is padded here.",
+            )
+    (id, token), more = beyond[0], f", and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+    return [
+        f"`{path}` gives `{token}` the id {id}{more}, and the embedding has {rows} rows: battles that spell it fail"
+    ]
 
 
 def _different(other: Checkpoint, adapter: Checkpoint, part: str) -> ArtefactError:

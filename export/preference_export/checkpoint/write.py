@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from preference_core.progress import BytesDone
 from preference_export.checkpoint.adapter_names import EMBEDDING
@@ -18,11 +19,6 @@ from preference_export.checkpoint.architecture import hugging_face_config
 from preference_export.checkpoint.files import BASE_WEIGHTS
 from preference_export.checkpoint.merge import MergedWeights
 
-CLASSES = {
-    "gemma2": "Gemma2ForSequenceClassification",
-    "llama": "LlamaForSequenceClassification",
-    "qwen2": "Qwen2ForSequenceClassification",
-}
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SHARD_BYTES = 5 * 1000**3
@@ -44,7 +40,7 @@ def write_checkpoint(
     The configuration is that of the folder `base`, with the tokenizer of the folder `tokenizer`.
     """
     config = hugging_face_config(base)
-    config.architectures = [CLASSES[config.model_type]]
+    config.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[config.model_type]]
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.dtype = dtype

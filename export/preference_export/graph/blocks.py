@@ -1,4 +1,4 @@
-"""Divides attention into blocks of queries, each against the keys up to its end: no work on what the mask hides anyway.
+"""Divides attention into blocks of queries, each against the keys it may see: no work on what the mask hides anyway.
 
 It rewrites a graph that has its precision already, and knows of attention only what a graph shows: a matrix product
 whose result passes a softmax on its way into another one.
@@ -26,20 +26,21 @@ def block_bounds(max_tokens: int) -> list[tuple[int, int]]:
     return [(start, start + size) for start in starts[:-1]] + [(starts[-1], NO_END)]
 
 
-def write_blocks(model: ir.Model, max_tokens: int, share: int) -> None:
+def write_blocks(model: ir.Model, max_tokens: int, share: int, windows: Sequence[int | None]) -> None:
     """Divides the attention of every layer but the last, whose only queries are the last tokens.
 
-    Queries are `[sequences, groups, tokens * share, head_dim]`, keys `[.., head_dim, tokens]`, values
-    `[.., tokens, head_dim]`, the mask `[tokens * share, tokens]`. Bounds beyond the longest sequence are cut off there,
-    so that the blocks behind it are empty and one graph serves all lengths.
+    `windows` has, for each layer, how many keys a query sees, its own included; None: all before it. Queries are
+    `[sequences, groups, tokens * share, head_dim]`, keys `[.., head_dim, tokens]`, values `[.., tokens, head_dim]`, the
+    mask `[tokens * share, tokens]`. Bounds beyond the longest sequence are cut off there, so that the blocks behind it
+    are empty and one graph serves all lengths.
     """
     blocks = block_bounds(max_tokens)
     if len(blocks) == 1:
         return
     writer = _Writer(model.graph)
     softmaxes = [node for node in model.graph if node.op_type == "Softmax"]
-    for softmax in softmaxes[:-1]:
-        writer.divide(_chain(softmax), blocks, share)
+    for softmax, window in zip(softmaxes[:-1], windows[:-1], strict=True):
+        writer.divide(_chain(softmax), blocks, share, window)
 
 
 def _chain(softmax: ir.Node) -> list[ir.Node]:
@@ -65,29 +66,32 @@ class _Writer:
         self._constants: dict[int, ir.Value] = {}
         self._count = 0
 
-    def divide(self, chain: Sequence[ir.Node], blocks: Sequence[tuple[int, int]], share: int) -> None:
+    def divide(
+        self, chain: Sequence[ir.Node], blocks: Sequence[tuple[int, int]], share: int, window: int | None
+    ) -> None:
         """Replaces `chain` by one for each block, and joins what they return."""
         product, at = chain[0], chain[-1]
         query, key, value = product.inputs[0], product.inputs[1], at.inputs[1]
         contexts = []
         for start, end in blocks:
             rows = (share * start, min(share * end, NO_END))
-            current = self._new(at, "MatMul", [self._part(at, query, -2, *rows), self._part(at, key, -1, 0, end)])
+            keys = (0 if window is None else max(0, start - window + 1), end)
+            current = self._new(at, "MatMul", [self._part(at, query, -2, *rows), self._part(at, key, -1, *keys)])
             for node in chain[1:-1]:
                 others = node.inputs[1:]
                 if node.op_type == "Add":
-                    others = [self._mask(at, others[0], rows, end)]
+                    others = [self._mask(at, others[0], rows, keys)]
                 current = self._new(at, node.op_type, [current, *others], node.attributes.values())
-            contexts.append(self._new(at, "MatMul", [current, self._part(at, value, -2, 0, end)]))
+            contexts.append(self._new(at, "MatMul", [current, self._part(at, value, -2, *keys)]))
         joined = self._new(at, "Concat", contexts, [ir.AttrInt64("axis", -2)])
         ir.convenience.replace_all_uses_with(at.outputs[0], joined)
         self.graph.remove(chain, safe=True)
 
-    def _mask(self, at: ir.Node, mask: ir.Value | None, rows: tuple[int, int], end: int) -> ir.Value:
+    def _mask(self, at: ir.Node, mask: ir.Value | None, rows: tuple[int, int], keys: tuple[int, int]) -> ir.Value:
         assert mask is not None
         key = (rows[0], mask.name)
         if key not in self._masks:
-            self._masks[key] = self._part(at, self._part(at, mask, -2, *rows), -1, 0, end)
+            self._masks[key] = self._part(at, self._part(at, mask, -2, *rows), -1, *keys)
         return self._masks[key]
 
     def _part(self, at: ir.Node, whole: ir.Value | None, axis: int, start: int, end: int) -> ir.Value:

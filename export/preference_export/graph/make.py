@@ -63,8 +63,7 @@ def open_member(job: Job[Classifier]) -> OpenedMember:
     config, member, source = job.config, job.member, job.source
     check_no_adapter(source.base.folder)
     published = hugging_face_config(source.base.folder)
-    architecture = architecture_of(published)
-    architecture.check_length(member.max_tokens)
+    architecture = architecture_of(published).for_length(member.max_tokens)
     if member.engine == "tensorrt":
         architecture.check_scores(config.serving.max_batch_size, member.max_tokens, block_size(member.max_tokens))
     dtypes = dtypes_of(member)
@@ -78,7 +77,6 @@ def open_member(job: Job[Classifier]) -> OpenedMember:
     if rows != architecture.vocabulary:
         architecture = replace(architecture, vocabulary=rows)
         model = classifier_without_data(architecture, len(config.labels))
-    check_ids(tokenizer_of(source).folder, rows)
     check_head(member, published, [adapter.folder for adapter in source.adapters], config.labels)
     weights = MergedWeights(base, adapters, checkpoint_shapes(model))
     specs = written_specs(parameter_specs(model), dtypes, quantised_gemms(modules, dtypes))
@@ -92,8 +90,10 @@ def fill(draft: Draft, job: Job[Classifier], started: Started, report: BytesDone
     """
     opened = open_member(job)
     tokenizer = tokenizer_of(job.source).folder
-    tokenisation = settings_of_checkpoint(tokenizer, job.member)
+    settings = settings_of_checkpoint(tokenizer, job.member)
+    tokenisation = replace(settings, embedding_rows=opened.architecture.vocabulary)
     check_reading(job.member, job.source, tokenisation)
+    unknown = check_ids(job.source, tokenisation)
     ranges = load_file(job.calibration / RANGES_FILE) if opened.dtypes.calibrated else None
     started(opened.bytes)
     write_tokenisation(draft.folder, tokenizer, tokenisation)
@@ -114,5 +114,5 @@ def fill(draft: Draft, job: Job[Classifier], started: Started, report: BytesDone
     draft.details |= {
         "architecture": opened.architecture.model_type,
         WEIGHT_BYTES: opened.bytes,
-        DOUBTS: doubts,
+        DOUBTS: [*unknown, *doubts],
     }

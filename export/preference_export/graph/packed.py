@@ -5,7 +5,7 @@ the dtype of their weights; the residual stream, norms, rotary positions, soft-c
 nothing of files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,11 @@ from torch.nn import functional as F
 
 from preference_export.checkpoint.architecture import Activation, Architecture
 
-#: Name of the one tensor that is computed from the configuration and not read from the checkpoint.
-INVERSE_FREQUENCIES = "rotary.inverse_frequencies"
+#: Parameters that are computed from the configuration and not read from the checkpoint, and where it has them.
+COMPUTED = {
+    "rotary.inverse_frequencies": "inverse_frequencies",
+    "local_rotary.inverse_frequencies": "local_inverse_frequencies",
+}
 #: Added to the score of a key that is hidden. Finite, so that a scan for values that are not finite stays of use.
 HIDDEN = -1e30
 
@@ -25,34 +28,48 @@ class Packing:
 
     `padded` `[sequences, longest]`: the packed index of each padded slot (slots past the end repeat the last token).
     `packed` `[tokens]`: the flat padded slot of each token. `last` `[sequences]`: each sequence's last token.
-    `position` `[tokens]` within its sequence. Masks are added to scores, and hide keys: `after`
-    `[longest * share, longest]` from queries of all tokens, once per head of a group; `outside`
-    `[sequences, 1, 1, longest]` from last tokens.
+    `position` `[tokens]` within its sequence. Masks are added to scores, and hide keys that come later or lie before a
+    layer's window: `unseen` `[longest * share, longest]` from queries of all tokens, once per head of a group;
+    `outside` `[sequences, 1, 1, longest]` from last tokens.
     """
 
     padded: Tensor
     packed: Tensor
     last: Tensor
     position: Tensor
-    after: Tensor
+    unseen: Tensor
     outside: Tensor
 
 
-def packing_of(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, share: int) -> Packing:
-    """Indices of a pack whose attention has `share` heads per group. Of two inputs only the shapes are read."""
+def packings_of(
+    input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, share: int, window: int | None
+) -> tuple[Packing, Packing]:
+    """Indices of a pack whose attention has `share` heads per group: for layers that see all, and that have the window.
+
+    Of `input_ids` and `max_seqlen` only the shapes are read.
+    """
     bounds = cu_seqlens.long()
     start, end = bounds[:-1], bounds[1:]
     token = torch.arange(input_ids.shape[0], device=bounds.device)
     column = torch.arange(max_seqlen.shape[0], device=bounds.device)
     sequence = (token[:, None] >= end[None, :]).long().sum(1)
     position = token - start.index_select(0, sequence)
-    return Packing(
+    whole = Packing(
         padded=torch.minimum(start[:, None] + column, end[:, None] - 1),
         packed=sequence * max_seqlen.shape[0] + position,
         last=end - 1,
         position=position,
-        after=mask(column[None, :] > column[:, None].expand(-1, share).reshape(-1, 1)),
+        unseen=mask(column[None, :] > column[:, None].expand(-1, share).reshape(-1, 1)),
         outside=mask(column[None, :] >= (end - start)[:, None])[:, None, None, :],
+    )
+    if window is None:
+        return whole, whole
+    back = column[:, None].expand(-1, share).reshape(-1, 1) - column[None, :]
+    left = (end - start)[:, None] - column[None, :]
+    return whole, replace(
+        whole,
+        unseen=mask((back < 0) | (back >= window)),
+        outside=mask((left < 1) | (left > window))[:, None, None, :],
     )
 
 
@@ -123,18 +140,23 @@ class Attention(nn.Module):
         self.k_proj = Gemm(a.hidden_size, narrow, a.query_key_value_bias, dtype)
         self.v_proj = Gemm(a.hidden_size, narrow, a.query_key_value_bias, dtype)
         self.o_proj = Gemm(wide, a.hidden_size, a.attention_output_bias, dtype)
+        norms = (
+            RmsNorm(a.head_dim, a.norm_epsilon, a.norm_offset) if a.query_key_norms else nn.Identity() for _ in "qk"
+        )
+        self.q_norm, self.k_norm = norms
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> Tensor:
-        """Every token attends to itself and what precedes it in its sequence: `[tokens, hidden]` in and out.
+        """Every token attends to itself and what it sees before it in its sequence: `[tokens, hidden]` in and out.
 
-        The causal mask is all it takes: slots past a sequence's end come after every token that is read back.
+        `p.unseen` is all it takes: slots past a sequence's end come after every token that is read back.
         """
         sequences, longest = p.padded.shape
         share = self.heads // self.groups
-        query = rotate(self.q_proj(x).reshape(-1, self.heads, self.head_dim), *rotary) * self.scale
+        query = self.q_norm(self.q_proj(x).reshape(-1, self.heads, self.head_dim))
+        query = rotate(query, *rotary) * self.scale
         query = rows(query.flatten(1), p.padded).reshape(sequences, longest, self.groups, share, self.head_dim)
         query = query.permute(0, 2, 1, 3, 4).reshape(sequences, self.groups, longest * share, self.head_dim)
-        context = self._attend(query, *self._keys_values(x, rotary, p), p.after)
+        context = self._attend(query, *self._keys_values(x, rotary, p), p.unseen)
         context = context.reshape(sequences, self.groups, longest, share, self.head_dim).permute(0, 2, 1, 3, 4)
         context = context.reshape(sequences * longest, self.heads * self.head_dim)
         attended: Tensor = self.o_proj(rows(context, p.packed))
@@ -143,7 +165,7 @@ class Attention(nn.Module):
     def last(self, x: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> Tensor:
         """Only each sequence's last token attends: `[tokens, hidden]` in, `[sequences, hidden]` out."""
         cosine, sine = (rows(angles, p.last) for angles in rotary)
-        query = self.q_proj(rows(x, p.last)).reshape(-1, self.heads, self.head_dim)
+        query = self.q_norm(self.q_proj(rows(x, p.last)).reshape(-1, self.heads, self.head_dim))
         query = rotate(query, cosine, sine) * self.scale
         query = query.reshape(-1, self.groups, self.heads // self.groups, self.head_dim)
         context = self._attend(query, *self._keys_values(x, rotary, p), p.outside)
@@ -152,7 +174,8 @@ class Attention(nn.Module):
 
     def _keys_values(self, x: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> tuple[Tensor, Tensor]:
         """Keys `[sequences, groups, head_dim, longest]`, values `[sequences, groups, longest, head_dim]`."""
-        key = rotate(self.k_proj(x).reshape(-1, self.groups, self.head_dim), *rotary).flatten(1)
+        key = self.k_norm(self.k_proj(x).reshape(-1, self.groups, self.head_dim))
+        key = rotate(key, *rotary).flatten(1)
         value = self.v_proj(x)
         shape = (*p.padded.shape, self.groups, self.head_dim)
         key, value = rows(key, p.padded).reshape(shape), rows(value, p.padded).reshape(shape)
@@ -214,6 +237,10 @@ class DecoderLayer(nn.Module):
         return x + change
 
 
+#: Cosine and sine of each token's position, and the pack: what a layer is told of where tokens are and what they see.
+View = tuple[tuple[Tensor, Tensor], Packing]
+
+
 class Decoder(nn.Module):
     """Embedding, layers and final norm: from token ids to one hidden state per sequence."""
 
@@ -222,17 +249,19 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(a.vocabulary, a.hidden_size, dtype=dtype)
         self.layers = nn.ModuleList(DecoderLayer(a, dtype) for _ in range(a.layers))
         self.norm = RmsNorm(a.hidden_size, a.norm_epsilon, a.norm_offset)
-        self.embedding_scale = a.embedding_scale
+        self.embedding_scale, self.sliding = a.embedding_scale, a.sliding
 
-    def forward(self, input_ids: Tensor, rotary: tuple[Tensor, Tensor], p: Packing) -> Tensor:
+    def forward(self, input_ids: Tensor, whole: View, local: View) -> Tensor:
+        """Layers that slide have the view `local`, the others `whole`."""
         x = self.embed_tokens(input_ids).float()
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
-        for layer in self.layers[:-1]:
-            x = layer(x, rotary, p)
+        views = [local if slides else whole for slides in self.sliding]
+        for layer, view in zip(self.layers[:-1], views[:-1], strict=True):
+            x = layer(x, *view)
         final = self.layers[-1]
         assert isinstance(final, DecoderLayer)
-        pooled: Tensor = self.norm(final.last(x, rotary, p))
+        pooled: Tensor = self.norm(final.last(x, *views[-1]))
         return pooled
 
 
@@ -247,13 +276,18 @@ class PackedClassifier(nn.Module):
     def __init__(self, architecture: Architecture, labels: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.share = architecture.heads // architecture.key_value_heads
-        self.rotary = Rotary(len(architecture.inverse_frequencies))
+        self.window = architecture.sliding_window
+        frequencies = len(architecture.inverse_frequencies)
+        self.rotary = Rotary(frequencies)
+        self.local_rotary = None if architecture.local_inverse_frequencies is None else Rotary(frequencies)
         self.model = Decoder(architecture, dtype)
         self.score = Gemm(architecture.hidden_size, labels, bias=False, dtype=torch.float32)
 
     def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor) -> Tensor:
         """`input_ids` INT32 `[tokens]`, `cu_seqlens` INT32 `[sequences + 1]`, `max_seqlen` `[longest]` (its shape)."""
-        packing = packing_of(input_ids, cu_seqlens, max_seqlen, self.share)
-        pooled = self.model(input_ids, self.rotary(packing.position), packing)
+        whole, local = packings_of(input_ids, cu_seqlens, max_seqlen, self.share, self.window)
+        rotary = self.rotary(whole.position)
+        local_rotary = rotary if self.local_rotary is None else self.local_rotary(whole.position)
+        pooled = self.model(input_ids, (rotary, whole), (local_rotary, local))
         logits: Tensor = self.score(pooled)
         return logits

@@ -23,7 +23,7 @@ from preference_export.artefacts.names import DATA_FILE, MODEL_FILE
 from preference_export.checkpoint.architecture import Architecture
 from preference_export.graph.blocks import BLOCK, write_blocks
 from preference_export.graph.casts import ParameterSpec, write_precision, written_specs
-from preference_export.graph.packed import INVERSE_FREQUENCIES, Gemm, PackedClassifier
+from preference_export.graph.packed import COMPUTED, Gemm, PackedClassifier
 from preference_export.graph.precision import Dtypes
 from preference_export.graph.quantise import QuantisedWeights, Ranges, Weights, quantised_gemms
 
@@ -55,7 +55,7 @@ def parameter_specs(model: PackedClassifier) -> dict[str, ParameterSpec]:
 
 def checkpoint_shapes(model: PackedClassifier) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters that are read from a checkpoint."""
-    return {name: spec.shape for name, spec in parameter_specs(model).items() if name != INVERSE_FREQUENCIES}
+    return {name: spec.shape for name, spec in parameter_specs(model).items() if name not in COMPUTED}
 
 
 def linear_modules(model: PackedClassifier) -> list[str]:
@@ -87,7 +87,7 @@ def export_onnx(
     if graph is None:
         graph = graph_of(model, labels)
     write_precision(graph, dtypes, names, specs)
-    write_blocks(graph, max_tokens, architecture.heads // architecture.key_value_heads)
+    write_blocks(graph, max_tokens, architecture.heads // architecture.key_value_heads, architecture.windows)
     if names:
         weights = QuantisedWeights(weights, names, dtypes, ranges or {})
     offsets, data_hash = _write_data(folder / DATA_FILE, _blocks(architecture, weights, specs), report)
@@ -184,8 +184,8 @@ def _blocks(
 ) -> Iterator[tuple[str, memoryview]]:
     """Every parameter in order, as one or more blocks of its bytes (little-endian, row-major)."""
     for name, spec in specs.items():
-        if name == INVERSE_FREQUENCIES:
-            blocks: Iterable[torch.Tensor] = [torch.tensor(architecture.inverse_frequencies, dtype=spec.dtype)]
+        if name in COMPUTED:
+            blocks: Iterable[torch.Tensor] = [torch.tensor(getattr(architecture, COMPUTED[name]), dtype=spec.dtype)]
         else:
             blocks = weights.blocks(name, spec.dtype)
         for block in blocks:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from preference_core.errors import UserError
 from preference_export.artefacts.names import RANGES_FILE
 from preference_export.checkpoint.job import Job
 from preference_export.checkpoint.tokenizer_check import tokenizer_of
+from preference_export.graph.make import open_member
 from preference_export.graph.quantise import DECODER
 from preference_export.original.member import original_of
 from preference_export.original.sample import Sample, read_sample
@@ -70,6 +72,8 @@ def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int
 def tokenised(job: Job[Classifier], sample: Sample) -> list[npt.NDArray[np.int32]]:
     """Token ids of the sample's battles, each with its responses in both orders."""
     tokenizer = tokenizer_of_checkpoint(tokenizer_of(job.source).folder, job.member)
+    rows = open_member(job).architecture.vocabulary
+    tokenizer = tokenizer.with_settings(replace(tokenizer.settings, embedding_rows=rows))
     battles = [*sample.battles, *(battle.swapped() for battle in sample.battles)]
     return [battle.ids for battle in tokenizer.encode_batch(battles)]
 

@@ -39,7 +39,7 @@ class TinyBase:
     head_dim: int = 48  #: features of a head; even
     vocabulary_size: int = 4096  #: of the tokenizer that is trained on the battles
     max_positions: int = 8192  #: longest sequence, in tokens
-    sliding_window: int = 4096  #: in tokens, for Gemma-2
+    sliding_window: int = 4096  #: in tokens, for Gemma and Mistral
     initializer_std: float = 0.02  #: of the random weights
     stretched_rope: bool = True  #: Llama only: the rotary frequencies of 3.1 and later, else those of 3.0
     seed: int = 42  #: of the weights
@@ -77,19 +77,27 @@ def model_config(base: TinyBase, tokenizer: TinyTokenizer) -> "PretrainedConfig"
     """The architecture's configuration, shaped as `base` says."""
     from transformers import AutoConfig
 
+    gemma = {
+        "query_pre_attn_scalar": base.head_dim,
+        "sliding_window": base.sliding_window,
+        "head_dim": base.head_dim,
+    }
     family: dict[str, dict[str, Any]] = {
-        "gemma2": {
-            "query_pre_attn_scalar": base.head_dim,
-            "sliding_window": base.sliding_window,
-            "head_dim": base.head_dim,
-        },
+        "gemma2": gemma,
+        # Every sixth layer sees all, in a short model the last one.
+        "gemma3_text": {**gemma, "sliding_window_pattern": min(6, base.layers)},
         "llama": {
             "rope_parameters": LLAMA3_ROPE
             if base.stretched_rope
             else {"rope_type": "default", "rope_theta": 500_000.0},
             "head_dim": base.head_dim,
         },
+        "mistral": {"sliding_window": base.sliding_window, "head_dim": base.head_dim},
         "qwen2": {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}},
+        "qwen3": {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+            "head_dim": base.head_dim,
+        },
     }
     if base.architecture == "qwen2" and base.head_dim * base.heads != base.hidden_size:
         raise ConfigError("`head_dim` times `heads` must be `hidden_size` for qwen2, which has no key for it")

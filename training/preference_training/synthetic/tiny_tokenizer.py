@@ -1,4 +1,4 @@
-"""Small tokenizers with the pipelines of Gemma-2, Llama-3 and Qwen2, trained on given text.
+"""Small tokenizers with the pipelines of Gemma, Llama-3, Mistral and Qwen, trained on given text.
 
 Everything but the vocabulary is as in the published `tokenizer.json` files: normaliser, pre-tokeniser, byte handling,
 special tokens and their order, post-processor. What holds for these tokenizers therefore holds for the real ones.
@@ -17,7 +17,7 @@ from tokenizers.trainers import BpeTrainer
 
 from preference_core.errors import ConfigError
 
-Family = Literal["gemma2", "llama", "qwen2"]
+Family = Literal["gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"]
 
 LLAMA_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -29,7 +29,10 @@ GEMMA_CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 GEMMA_TURNS = ("<start_of_turn>", "<end_of_turn>")
 #: Gemma's own whole tokens for runs of white space: in the vocabulary, matched before merging, not special.
 GEMMA_RUNS = (*("\n" * n for n in range(1, 5)), *("▁" * n for n in range(2, 5)))
-GEMMA_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+#: Of tokenizers made by SentencePiece: what characters without a piece become.
+PIECE_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+MISTRAL_CONTROL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
 
 LLAMA_SPECIAL = (
     "<|begin_of_text|>",
@@ -67,19 +70,27 @@ class TinyTokenizer:
 
 def train_tokenizer(family: Family, texts: Iterable[str], vocabulary_size: int) -> TinyTokenizer:
     """A tokenizer of `family` with at most `vocabulary_size` entries, special tokens included."""
-    trainers = {"gemma2": _gemma, "llama": _llama, "qwen2": _qwen}
-    fixed = {"gemma2": len(_gemma_fixed()), "llama": 256 + len(LLAMA_SPECIAL), "qwen2": 256 + len(QWEN_SPECIAL)}
-    if vocabulary_size <= fixed[family]:
-        raise ConfigError(f"`vocabulary_size` is {vocabulary_size}, a {family} tokenizer needs over {fixed[family]}")
-    return trainers[family](texts, vocabulary_size)
+    gemma, qwen = (_gemma, len(_gemma_fixed())), (_qwen, 256 + len(QWEN_SPECIAL))
+    trainers = {
+        "gemma2": gemma,
+        "gemma3_text": gemma,
+        "llama": (_llama, 256 + len(LLAMA_SPECIAL)),
+        "mistral": (_mistral, len(MISTRAL_CONTROL) + len(PIECE_BYTES)),
+        "qwen2": qwen,
+        "qwen3": qwen,
+    }
+    train, fixed = trainers[family]
+    if vocabulary_size <= fixed:
+        raise ConfigError(f"`vocabulary_size` is {vocabulary_size}, a {family} tokenizer needs over {fixed}")
+    return train(texts, vocabulary_size)
 
 
 def _gemma_fixed() -> tuple[str, ...]:
-    return (*GEMMA_CONTROL, *GEMMA_TURNS, *GEMMA_RUNS, *GEMMA_BYTES)
+    return (*GEMMA_CONTROL, *GEMMA_TURNS, *GEMMA_RUNS, *PIECE_BYTES)
 
 
-def _gemma(texts: Iterable[str], vocabulary_size: int) -> TinyTokenizer:
-    """Gemma: one piece per character or merge, a space is `▁`, unknown characters become bytes.
+def _sentence_piece(texts: Iterable[str], vocabulary_size: int, fixed: tuple[str, ...]) -> Tokenizer:
+    """One piece per character or merge, a space is `▁`, unknown characters become bytes.
 
     Trained with a split before each `▁` and around line breaks, as SentencePiece does; the finished pipeline has no
     such split, because no merge crosses one.
@@ -92,10 +103,9 @@ def _gemma(texts: Iterable[str], vocabulary_size: int) -> TinyTokenizer:
             pre_tokenizers.Split(Regex(r"\n+|\p{N}|[^\p{L}\p{M}\p{N}▁\n]+"), "isolated"),
         ]
     )
-    fixed = _gemma_fixed()
     learned, merges = _learn(learner, texts, vocabulary_size - len(fixed), list(string.printable[:95]))
     pieces = [*fixed, *(piece for piece in learned if piece not in set(fixed))]
-    tokenizer = Tokenizer(
+    return Tokenizer(
         BPE(
             {piece: index for index, piece in enumerate(pieces)},
             merges,
@@ -104,6 +114,27 @@ def _gemma(texts: Iterable[str], vocabulary_size: int) -> TinyTokenizer:
             byte_fallback=True,
         )
     )
+
+
+def _mistral(texts: Iterable[str], vocabulary_size: int) -> TinyTokenizer:
+    """Mistral 7B: as SentencePiece wrote it, with a space before the text."""
+    tokenizer = _sentence_piece(texts, vocabulary_size, (*MISTRAL_CONTROL, *PIECE_BYTES))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", MISTRAL_CONTROL.index("<s>"))]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in MISTRAL_CONTROL])
+    return TinyTokenizer(
+        tokenizer, _settings("PreTrainedTokenizerFast", bos="<s>", eos="</s>", pad="</s>", unk="<unk>")
+    )
+
+
+def _gemma(texts: Iterable[str], vocabulary_size: int) -> TinyTokenizer:
+    """Gemma: as SentencePiece wrote it, without a space before the text."""
+    tokenizer = _sentence_piece(texts, vocabulary_size, _gemma_fixed())
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -166,9 +166,9 @@ def _base(member: Classifier, shape: Shape, seed: int) -> dict[str, Any]:
     group = shape["num_attention_heads"] // shape["num_key_value_heads"]
     key_value_heads = 2 if group < 3 else 1
     heads = group * key_value_heads
-    # Gemma-2's queries are wider than its hidden state, those of the others are as wide.
-    hidden_size = heads * HEAD_DIM - (16 if shape["model_type"] == "gemma2" else 0)
-    base = {
+    # Gemma's queries are wider than its hidden state, those of the others are as wide.
+    hidden_size = heads * HEAD_DIM - (16 if shape["model_type"].startswith("gemma") else 0)
+    base: dict[str, Any] = {
         "architecture": shape["model_type"],
         "hidden_size": hidden_size,
         "intermediate_size": 3 * hidden_size,
@@ -180,6 +180,8 @@ def _base(member: Classifier, shape: Shape, seed: int) -> dict[str, Any]:
         "initializer_std": 0.04,
         "seed": seed,
     }
+    if shape["model_type"] == "gemma3_text":
+        base["sliding_window"] = round(shape["sliding_window"] * TOKEN_SCALE)
     if shape["model_type"] == "llama":
         base["stretched_rope"] = (shape.get("rope_parameters") or {}).get("rope_type") == "llama3"
     return base
