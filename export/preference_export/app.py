@@ -3,7 +3,6 @@
 Results go to stdout, progress and errors to stderr. What the stages do is in `stages`.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ from preference_core.artefacts.manifest import hashed_once
 from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.ensemble.loading import load_config
 from preference_core.errors import UserError
-from preference_core.structure import plain
 from preference_export import stages
 from preference_export.run import Run
 
@@ -23,7 +21,7 @@ app = typer.Typer(epilog=TRACEBACK_HELP, no_args_is_help=True, add_completion=Fa
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; fetch, read and write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and why; make nothing.")]
 Unchecked = Annotated[
     bool, typer.Option("--unchecked", help="Serve what could not be compared with the original model here.")
 ]
@@ -160,13 +158,14 @@ def all_command(
         with started(config, as_json, member) as run:
             stages.all_stages(run, unchecked, assemble=member is None)
         return
-    from preference_export.plan import plans_of, text_of_plan
-
     settings = load_config(config, include_may_be_missing=True)
-    settings = settings if member is None else settings.alone(member)
-    plans = plans_of(settings)
-    table = {"ensemble": settings.name, "plan": [plain(plan) for plan in plans]}
-    typer.echo(json.dumps(table, indent=1) if as_json else text_of_plan(plans))
+    run = Run(settings if member is None else settings.alone(member), as_json, done="to be made")
+    try:
+        stages.describe(run)
+        load_config(config)  # what the run would refuse: weights that are not fitted yet
+        stages.dry_run(run, unchecked, assemble=member is None)
+    finally:
+        run.finish()
 
 
 @app.command()

@@ -4,12 +4,13 @@ Libraries that take seconds are imported when there is something to make.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from preference_core.artefacts.artefact import Draft
 from preference_core.artefacts.replacement import replaced_folder
 from preference_core.battles.battle import Battle
-from preference_core.battles.lengths import read_buckets, write_buckets
+from preference_core.battles.lengths import LENGTHS_FILE, read_buckets, write_buckets
 from preference_core.battles.template import template_of
 from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
 from preference_core.progress import BytesDone
@@ -17,6 +18,7 @@ from preference_core.structure import plain
 from preference_export.artefacts.model import Model
 from preference_export.artefacts.names import WEIGHT_BYTES
 from preference_export.checkpoint.job import Job, Started
+from preference_export.checkpoint.shapes import Shapes, shapes_of
 from preference_export.graph.precision import dtypes_of
 from preference_export.original.calibration import calibrate_member
 
@@ -38,6 +40,9 @@ class ClassifierJob(Job[Classifier]):
     def settings(self) -> dict[str, Any]:
         values = {key: plain(getattr(self.member, key)) for key in READ_BY}
         return {"labels": list(self.config.labels), "dtypes": dtypes_of(self.member).described, **values}
+
+    def shapes(self) -> Shapes:
+        return shapes_of(self.member, len(self.config.labels))
 
     def fill(self, draft: Draft, started: Started, report: BytesDone) -> None:
         from preference_export.graph.make import fill
@@ -77,6 +82,14 @@ class LengthJob(Job[LengthBaseline]):
     @property
     def settings(self) -> dict[str, Any]:
         return {"labels": list(self.config.labels), "kind": self.member.kind}
+
+    def shapes(self) -> Shapes:
+        """Its buckets may not be fitted yet."""
+        folder, labels = Path(self.member.base), self.config.labels
+        fitted = (folder / LENGTHS_FILE).is_file()
+        table = len(read_buckets(folder, labels).probabilities) * len(labels) if fitted else 0
+        known_from = "its buckets" if fitted else "nothing: the buckets are not fitted yet"
+        return Shapes(known_from, self.member.kind, 0, 0, 0, 0, others=table, largest=0, bytes_in=4 * table)
 
     def fill(self, draft: Draft, started: Started, report: BytesDone) -> None:
         from preference_export.graph.length_buckets import write_onnx

@@ -3,20 +3,17 @@
 Each need is one error with a hint. What only the weights can tell is refused where they are read.
 """
 
-import math
 import shutil
-from contextlib import suppress
 from importlib.util import find_spec
 
-from safetensors import SafetensorError, safe_open
-
 from preference_core.artefacts.manifest import FILE_NAME
-from preference_core.ensemble.settings import Config, Member, Precision
+from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import SystemFailure, UserError
+from preference_export.checkpoint.shapes import stored_weights
 from preference_export.engine.runtimes import NO_GPU, gpu_architecture, tensorrt_module
 from preference_export.graph.precision import dtypes_of
+from preference_export.original.sample import checked_sample, sample_of
 
-WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 GPU_HINT = "Export on a machine with the GPU that will serve it."
 
 
@@ -35,6 +32,11 @@ def calibration(config: Config) -> None:
             from preference_export.original.activations import import_modelopt
 
             import_modelopt()
+
+
+def sample(config: Config) -> None:
+    """There are sample battles; they are read if there is a member that was never exported."""
+    (checked_sample if _never_exported(config) else sample_of)(config)
 
 
 def tensorrt(config: Config) -> None:
@@ -64,13 +66,16 @@ def compared_engines(config: Config) -> None:
 def room(config: Config) -> None:
     """The disk holds the members that were never exported, as far as their bases are on this machine."""
     place = next(folder for folder in config.folders.root.absolute().parents if folder.is_dir())
-    new = [member for member in config.members if not (config.folders.exported(member.name) / FILE_NAME).is_file()]
-    needed, free = sum(map(_bytes_written, new)), shutil.disk_usage(place).free
+    needed, free = sum(map(_bytes_written, _never_exported(config))), shutil.disk_usage(place).free
     if needed > free:
         raise SystemFailure(
             f"`{place}` has {free / 1e9:.1f} GB free, the weights to be written take {needed / 1e9:.1f} GB",
             hint="Free space there, or work in a folder on another disk.",
         )
+
+
+def _never_exported(config: Config) -> list[Member]:
+    return [member for member in config.members if not (config.folders.exported(member.name) / FILE_NAME).is_file()]
 
 
 def _served_by_tensorrt(config: Config) -> list[Member]:
@@ -79,10 +84,6 @@ def _served_by_tensorrt(config: Config) -> list[Member]:
 
 def _bytes_written(member: Member) -> int:
     """At least what the graph's weights take, and the engine's; 0 where the base is not on this machine."""
-    parameters = 0
     folder = member.base_location.folder_with("config.json")
-    for path in folder.glob("*.safetensors") if folder else ():
-        with suppress(SafetensorError), safe_open(path, framework="np") as file:
-            names = [name for name in file.keys() if not name.startswith("lm_head")]  # noqa: SIM118 (not a mapping)
-            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    return parameters * WEIGHT_BYTES[member.precision] * (2 if member.engine == "tensorrt" else 1)
+    written = dtypes_of(member).bytes_of(stored_weights(folder)) if folder else 0
+    return written * (2 if member.engine == "tensorrt" else 1)

@@ -1,35 +1,38 @@
-"""What an export would do, computed without downloading, reading or writing any weights.
+"""What an export would do (`--dry-run`): what it takes, and for each artefact whether it is up to date, or why not.
 
-Shapes come from the base's own `config.json` where that is on this machine, else from the table of published bases.
+Nothing is fetched and no weights are written. Numbers come from the base's own files where these are on this machine,
+else from the table of published bases.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from preference_core import tensors
-from preference_core.battles.lengths import LENGTHS_FILE, read_buckets
-from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
-from preference_core.errors import CheckpointError
-from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
-from preference_export.checkpoint.files import ADAPTER_WEIGHTS
-from preference_export.checkpoint.published import BASES
+from preference_core.artefacts.artefact import Artefact
+from preference_core.artefacts.manifest import FILE_NAME, Manifest
+from preference_core.ensemble.settings import Member
+from preference_core.errors import ArtefactError, SystemFailure
+from preference_export.checkpoint.job import Job
+from preference_export.checkpoint.source import source_of
+from preference_export.engine import artefact as engines
 from preference_export.engine.profiles import Profile, profiles_of
-from preference_export.graph.blocks import block_size
-from preference_export.graph.casts import written_specs
-from preference_export.graph.packed import Gemm
-from preference_export.graph.precision import check_supported, dtypes_of
-from preference_export.graph.quantise import quantised_gemms
-from preference_export.graph.write import classifier_without_data, linear_modules, parameter_specs
+from preference_export.gate.check import CannotCheckError, why_check
+from preference_export.graph import member as members
+from preference_export.graph.block_size import block_size
+from preference_export.graph.precision import dtypes_of
+from preference_export.original import calibration as calibrations
+from preference_export.repository.assemble import contents_of
 
 #: Resident memory of an export before any weight is read: libraries, and the graph of a model of some forty layers.
 IDLE_BYTES = 1024**3
 #: What merging the largest layer holds per weight of it, as measured on full-size models (docs/performance.md):
 #: float32 weight, change and sum, the rounded result, and what is hashed and written meanwhile.
 BYTES_PER_MERGED_WEIGHT = 32
-STORED_BYTES = 2
-SCORE_BYTES = 4
+FLOAT_BYTES = 4
+NOT_MADE = "it was never made"
+#: Stage, name, folder, and why it is to be made: empty where it is up to date.
+Note = tuple[str, str, Path, str]
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
@@ -37,9 +40,10 @@ UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 class MemberPlan:
     """What exporting one member takes. `shapes_from` says what the numbers rest on.
 
-    `bytes_in` are those of the base; `export_memory_bytes` is the expected peak of the export itself, and
-    `check_memory_bytes` what the original model takes that the result is compared with. `scores_bytes` are those of one
-    layer's attention scores for a full batch: what serving needs most beside the weights.
+    `bytes_in` are those of the base, `bytes_out` those of the graph's weights, without the scales of quantised ones;
+    `export_memory_bytes` is the expected peak of the export itself, and `check_memory_bytes` what the original model
+    takes that the result is compared with. `scores_bytes` are those of one layer's attention scores for a full batch:
+    what serving needs most beside the weights.
     """
 
     member: str
@@ -47,7 +51,6 @@ class MemberPlan:
     shapes_from: str
     architecture: str
     layers: int
-    tensors: int
     parameters: int
     precision: str
     engine: str
@@ -60,99 +63,101 @@ class MemberPlan:
     profiles: tuple[Profile, ...]
 
 
-def plans_of(config: Config) -> list[MemberPlan]:
-    """What exporting all members would take."""
-    check_supported(config)
-    return [plan_of(config, member) for member in config.members]
-
-
-def plan_of(config: Config, member: Member) -> MemberPlan:
-    """The plan for one member. Raises where its shapes are known from nowhere, or cannot be exported exactly."""
-    if isinstance(member, LengthBaseline):
-        return _length_plan(config, member)
-    published, shapes_from, bytes_in = _base(member)
-    architecture = architecture_of(published).for_length(member.max_tokens)
-    sequences = config.serving.max_batch_size
-    if member.engine == "tensorrt":
-        architecture.check_scores(sequences, member.max_tokens, block_size(member.max_tokens))
-    model = classifier_without_data(architecture, len(config.labels))
-    parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    largest = max(module.weight.numel() for module in model.modules() if isinstance(module, Gemm))
-    total = sum(parameters.values())
-    dtypes = dtypes_of(member)
-    written = written_specs(parameter_specs(model), dtypes, quantised_gemms(linear_modules(model), dtypes))
+def plan_of(job: Job[Member]) -> MemberPlan:
+    """The plan for one member. Raises where its shapes are known from nowhere."""
+    member, shapes, sequences = job.member, job.shapes(), job.config.serving.max_batch_size
+    parameters = shapes.embedding + shapes.gemms + shapes.others
+    scores = sequences * shapes.heads * min(block_size(member.max_tokens), member.max_tokens) * member.max_tokens
     return MemberPlan(
         member=member.name,
         base=member.base,
-        shapes_from=shapes_from,
-        architecture=architecture.model_type,
-        layers=architecture.layers,
-        tensors=len(parameters),
-        parameters=total,
+        shapes_from=shapes.known_from,
+        architecture=shapes.architecture,
+        layers=shapes.layers,
+        parameters=parameters,
         precision=member.precision,
         engine=member.engine,
-        bytes_in=bytes_in,
-        bytes_out=sum(spec.bytes for spec in written.values()),
-        export_memory_bytes=IDLE_BYTES + BYTES_PER_MERGED_WEIGHT * largest,
-        check_memory_bytes=IDLE_BYTES + 4 * total,
-        missing=tuple(
-            f"adapter {location.name}"
-            for location in member.adapter_locations
-            if location.revision is None and location.folder_with(ADAPTER_WEIGHTS) is None
-        ),
-        scores_bytes=SCORE_BYTES * architecture.scores(sequences, member.max_tokens, block_size(member.max_tokens)),
+        bytes_in=shapes.bytes_in,
+        bytes_out=dtypes_of(member).bytes_of(shapes.gemms, shapes.embedding) + FLOAT_BYTES * shapes.others,
+        export_memory_bytes=IDLE_BYTES + BYTES_PER_MERGED_WEIGHT * shapes.largest,
+        check_memory_bytes=IDLE_BYTES + FLOAT_BYTES * parameters,
+        missing=tuple(_missing(member)),
+        scores_bytes=FLOAT_BYTES * scores,
         profiles=profiles_of(member.max_tokens, sequences) if member.engine == "tensorrt" else (),
     )
 
 
-def _length_plan(config: Config, member: LengthBaseline) -> MemberPlan:
-    """The plan for length buckets, which may not be fitted yet."""
-    fitted = (Path(member.base) / LENGTHS_FILE).is_file()
-    buckets = len(read_buckets(Path(member.base), config.labels).probabilities) if fitted else 0
-    bytes_out = 4 * buckets * len(config.labels)
-    return MemberPlan(
-        member=member.name,
-        base=member.base,
-        shapes_from="its buckets" if fitted else "nothing: the buckets are not fitted yet",
-        architecture=member.kind,
-        layers=0,
-        tensors=1,
-        parameters=buckets * len(config.labels),
-        precision=member.precision,
-        engine=member.engine,
-        bytes_in=bytes_out,
-        bytes_out=bytes_out,
-        export_memory_bytes=IDLE_BYTES,
-        check_memory_bytes=IDLE_BYTES,
-        missing=() if fitted else (f"buckets {member.base}",),
-        scores_bytes=0,
-        profiles=(),
-    )
+def notes_of(jobs: Sequence[Job[Member]], unchecked: bool, assemble: bool) -> Iterator[Note]:
+    """What a run would make, in order. What is made from something that is to be made is to be made, too."""
+    config, changed, compared = jobs[0].config, [], []
+    for job in jobs:
+        made = ""
+        for stage, folder, look in _stages(job):
+            try:
+                because = f"`{made}` is to be made" if made else look()
+            except CannotCheckError:
+                if not unchecked:
+                    raise
+                continue
+            yield stage, job.member.name, folder, because
+            if because and stage == "check":
+                compared.append(job.member.name)
+            elif because:
+                made = stage
+        changed += [job.member.name] if made else []
+    if assemble:
+        yield "repository", config.name, config.folders.repository, _repository(jobs, unchecked, changed, compared)
+
+
+def _repository(jobs: Sequence[Job[Member]], unchecked: bool, changed: Sequence[str], compared: Sequence[str]) -> str:
+    """Why it is to be made, given which members are to be made, and to be compared."""
+    if changed:
+        return f"`{changed[0]}` is to be made"
+    try:
+        return _state(contents_of(jobs[0].config, jobs, unchecked).artefact)
+    except ArtefactError:
+        if not compared:
+            raise
+        return f"`{compared[0]}` is to be compared"
+
+
+def _stages(job: Job[Member]) -> Iterator[tuple[str, Path, Callable[[], str]]]:
+    """Name, folder and what says why it is to be made, of each artefact of a member."""
+    on_tensorrt = job.member.engine == "tensorrt"
+    if dtypes_of(job.member).calibrated:
+        yield "calibrate", job.calibration, lambda: _look(job, job.calibration, calibrations.artefact_of)
+    yield "onnx", job.exported, lambda: _look(job, job.exported, members.artefact_of)
+    if on_tensorrt:
+        yield "engine", job.engine, lambda: _look(job, job.engine, engines.artefact_of)
+    yield "check", job.engine if on_tensorrt else job.exported, lambda: why_check(job)
+
+
+def _look(job: Job[Member], folder: Path, artefact_of: Callable[[Job[Member]], Artefact]) -> str:
+    if not (folder / FILE_NAME).is_file():
+        return NOT_MADE
+    try:
+        job.source = source_of(job.member, offline=True)
+    except SystemFailure:
+        return "its checkpoint is to be fetched"
+    return _state(artefact_of(job), job.made)
+
+
+def _state(artefact: Artefact, made: dict[str, Manifest] | None = None) -> str:
+    state = artefact.state() if (artefact.folder / FILE_NAME).is_file() else NOT_MADE
+    if made is not None and isinstance(state, Manifest):
+        made[artefact.kind] = state
+    return "" if isinstance(state, Manifest) else state
+
+
+def _missing(member: Member) -> Iterator[str]:
+    for location in (member.base_location, *member.adapter_locations):
+        if location.revision is None and not Path(location.name).is_dir():
+            yield f"{location.role} {location.name}"
 
 
 def text_of_plan(plans: Sequence[MemberPlan]) -> str:
     """The plans for people."""
     return "\n".join(line for plan in plans for line in _lines(plan))
-
-
-def _base(member: Classifier) -> tuple[Any, str, int]:
-    """The base's `transformers` configuration, where it is from, and the bytes of its weights."""
-    on_hub, folder = member.base_location.is_on_hub(), member.base_location.folder_with("config.json")
-    if folder is not None or not on_hub:
-        folder = folder or Path(member.base)
-        return hugging_face_config(folder), "its config.json", _stored_bytes(folder)
-    known = BASES.get(member.base)
-    if known is None:
-        raise CheckpointError(
-            f"`base` of `{member.name}` is `{member.base}`, which is not on this machine and not among the known bases",
-            hint=f"Fetch its config.json: `hf download {member.base} config.json --revision {member.revision}`.",
-        )
-    origin = "the published shapes, stored in 16 bits; it is not on this machine"
-    return known.config(), origin, STORED_BYTES * known.parameters
-
-
-def _stored_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _lines(plan: MemberPlan) -> list[str]:
@@ -162,7 +167,7 @@ def _lines(plan: MemberPlan) -> list[str]:
     lines = [
         f"{plan.member}: {plan.base} ({plan.architecture}, {plan.layers} layers) as {plan.precision} for {plan.engine}",
         line("shapes", f"from {plan.shapes_from}"),
-        line("weights", f"{plan.tensors} tensors, {plan.parameters:,} parameters"),
+        line("weights", f"{plan.parameters:,} parameters"),
         line("bytes", f"{_size(plan.bytes_in)} in, {_size(plan.bytes_out)} out"),
         line("memory", f"{_size(plan.export_memory_bytes)} to export, {_size(plan.check_memory_bytes)} to compare"),
     ]

@@ -30,10 +30,15 @@ from preference_core.progress import BytesDone, StepDone
 
 @dataclass
 class Run:
-    """One invocation: its configuration, and the results it will print."""
+    """One invocation: its configuration, and the results it will print, with `more` beside them in JSON.
+
+    `done` is what happened to each result that changed.
+    """
 
     config: Config
     as_json: bool
+    done: str = "written"
+    more: dict[str, Any] = field(default_factory=dict)
     results: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, stage: str, name: str, *, changed: bool, folder: Path, **more: Any) -> None:
@@ -42,7 +47,7 @@ class Run:
         if not self.as_json:
             brief = {key: value for key, value in more.items() if not isinstance(value, dict)}
             facts = "".join(f", {key.replace('_', ' ')} {_shown(value)}" for key, value in brief.items())
-            typer.echo(f"{stage:<10} {name:<16} {'written' if changed else 'up to date'}: {folder.as_posix()}{facts}")
+            typer.echo(f"{stage:<10} {name:<16} {self.done if changed else 'up to date'}: {folder.as_posix()}{facts}")
 
     def say(self, stage: str, name: str, lines: Sequence[str]) -> None:
         """Prints lines for people; with `--json` nothing."""
@@ -53,7 +58,7 @@ class Run:
     def finish(self) -> None:
         """Prints the JSON object, if that was asked for."""
         if self.as_json:
-            typer.echo(json.dumps({"ensemble": self.config.name, "results": self.results}, indent=1))
+            typer.echo(json.dumps({"ensemble": self.config.name, **self.more, "results": self.results}, indent=1))
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import typer
+
 from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import escape_control_characters
 from preference_core.structure import plain
@@ -20,7 +22,8 @@ from preference_export.gate.check import CannotCheckError, check_member
 from preference_export.graph.member import export_member, exported_member
 from preference_export.graph.precision import check_supported
 from preference_export.kinds import jobs_of
-from preference_export.original.calibration import sample_of
+from preference_export.original.sample import sample_of
+from preference_export.plan import notes_of, plan_of, text_of_plan
 from preference_export.repository import assemble as repositories
 from preference_export.run import Run, byte_progress, phase_progress
 
@@ -32,10 +35,10 @@ def each_member(run: Run, stage: Stage) -> None:
     """One stage for all members, after a look at what it needs of this machine."""
     looks: dict[Stage, Sequence[Look]] = {
         merge: [needs.checkpoints],
-        calibrate: [needs.checkpoints, needs.calibration],
+        calibrate: [needs.checkpoints, needs.sample, needs.calibration],
         onnx: [needs.checkpoints, needs.room],
         engine: [needs.tensorrt],
-        check: [needs.checkpoints, sample_of],
+        check: [needs.checkpoints, needs.sample],
     }
     for job in _jobs(run, *looks[stage]):
         stage(run, job)
@@ -125,8 +128,7 @@ def assemble_repository(run: Run, unchecked: bool) -> None:
 
 def all_stages(run: Run, unchecked: bool, *, assemble: bool = True) -> None:
     """Everything, as needed, one member after the other; without `assemble` up to their checks."""
-    engines = needs.tensorrt if unchecked else needs.compared_engines
-    jobs = _jobs(run, needs.checkpoints, sample_of, needs.calibration, engines, needs.room)
+    jobs = _jobs(run, *_all_needs(unchecked))
     for job in jobs:
         calibrate(run, job)
         onnx(run, job)
@@ -141,6 +143,20 @@ def all_stages(run: Run, unchecked: bool, *, assemble: bool = True) -> None:
         _repository(run, jobs, unchecked)
 
 
+def describe(run: Run) -> None:
+    """Says what exporting each member takes, whatever is there already."""
+    plans = [plan_of(job) for job in jobs_of(run.config)]
+    run.more["plan"] = [plain(plan) for plan in plans]
+    if not run.as_json:
+        typer.echo(text_of_plan(plans))
+
+
+def dry_run(run: Run, unchecked: bool, *, assemble: bool = True) -> None:
+    """Notes what `all_stages` would do and why, and raises what it would raise before it does anything."""
+    for stage, name, folder, because in notes_of(_jobs(run, *_all_needs(unchecked)), unchecked, assemble):
+        run.add(stage, name, changed=bool(because), folder=folder, **({"because": because} if because else {}))
+
+
 def roll_back(run: Run) -> None:
     """Exchanges the repository with the one before it."""
     version = repositories.roll_back(run.config)
@@ -151,6 +167,11 @@ def write_sources(run: Run, output: Path) -> None:
     """Writes the repository's configurations and programs."""
     written = repositories.write_sources(run.config, output)
     run.add("sources", run.config.name, changed=True, folder=output, files=len(written))
+
+
+def _all_needs(unchecked: bool) -> tuple[Look, ...]:
+    engines = needs.tensorrt if unchecked else needs.compared_engines
+    return needs.checkpoints, needs.sample, needs.calibration, engines, needs.room
 
 
 def _jobs(run: Run, *needed: Look) -> list[Job[Member]]:

@@ -33,7 +33,7 @@ from preference_export.checkpoint.adapter import read_adapter
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
 from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
-from preference_export.graph import blocks
+from preference_export.graph import block_size
 from preference_export.graph.precision import Dtypes
 from preference_export.graph.write import (
     checkpoint_shapes,
@@ -224,7 +224,7 @@ class Tracer:
             description = self.description(traced.base)
             settings = {"ranges": traced.ranges, "graph": traced.graph.clone(), "max_tokens": TRACED_TOKENS}
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(blocks, "BLOCK", TRACED_BLOCK)
+                patch.setattr(block_size, "BLOCK", TRACED_BLOCK)
                 export_onnx(folder, description, weights, LABELS, dtypes, **settings)
         return folder
 

@@ -12,7 +12,8 @@ from preference_export.artefacts.names import MODEL_FILE
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.scan import scan
-from preference_export.graph.blocks import NO_END, block_bounds, block_size
+from preference_export.graph.block_size import block_size
+from preference_export.graph.blocks import NO_END, block_bounds
 from preference_export.graph.precision import Dtypes
 from preference_export.graph.write import export_onnx
 from preference_export.original.whole import Reference

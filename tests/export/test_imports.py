@@ -22,6 +22,7 @@ sys.stderr.write(json.dumps([name for name in {SLOW!r} if name in sys.modules]))
         ["--help"],
         ["all", "--help"],
         ["all", "ensemble.toml"],
+        ["all", "ensemble.toml", "--dry-run"],
         ["repository", "ensemble.toml"],
         ["sources", "ensemble.toml", "-o", "out"],
     ],

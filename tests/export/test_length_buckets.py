@@ -14,6 +14,7 @@ from preference_core.errors import ArtefactError, ParityError
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import measure
 from preference_export.graph.length_buckets import write_onnx
+from preference_export.kinds import jobs_of
 from preference_export.original.lengths import LengthReference
 from preference_export.plan import plan_of
 
@@ -108,10 +109,10 @@ def test_merging_leaves_length_buckets_out(mixed):
 
 def test_a_plan_says_whether_the_buckets_are_fitted(mixed):
     config = load_config("ensemble.toml")
-    plan = plan_of(config, config.members[1])
+    plan = plan_of(jobs_of(config)[1])
     assert (plan.parameters, plan.bytes_out, plan.missing) == (12, 48, ())
     (mixed.folder / "buckets" / "length_buckets.json").unlink()
-    assert plan_of(config, config.members[1]).missing == ("buckets buckets",)
+    assert plan_of(jobs_of(config)[1]).shapes_from == "nothing: the buckets are not fitted yet"
 
 
 def test_tensorrt_parses_and_builds_the_table(tmp_path):

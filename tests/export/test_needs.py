@@ -29,10 +29,16 @@ def fresh(project):
 
 
 def refused(project, *arguments):
-    with pytest.raises((UserError, SystemFailure)) as caught:
-        project.run(*(arguments or ("all",)))
-    assert caught.value.hint
-    return caught.value
+    """What the run is refused with, and the dry run, too."""
+    errors = []
+    for more in ((), ("--dry-run",)):
+        with pytest.raises((UserError, SystemFailure)) as caught:
+            project.run(*(arguments or ("all",)), *more)
+        errors.append(caught.value)
+    one, two = errors
+    assert one.hint or ", line " in one.message
+    assert (type(one), one.message, one.hint) == (type(two), two.message, two.hint)
+    return one
 
 
 def test_a_base_of_the_last_member_is_missing(fresh):
@@ -48,6 +54,17 @@ def test_an_adapter_is_missing(fresh):
 def test_the_sample_is_missing(fresh):
     (fresh.folder / "battles.csv").unlink()
     assert isinstance(refused(fresh), ConfigError)
+
+
+def test_the_sample_cannot_be_read(fresh):
+    (fresh.folder / "battles.csv").write_text("id,prompt\n1,hello\n")
+    assert "`data.sample`: " in refused(fresh).message
+
+
+def test_the_sample_lacks_the_labels_that_a_limit_needs(fresh):
+    fresh.edit("max_tokens = 48", "max_tokens = 48\nparity = { max_log_loss_change = 0.1 }")
+    (fresh.folder / "battles.csv").write_text("id,prompt,response_a,response_b\n1,hello,a,b\n")
+    assert "`parity.max_log_loss_change` of `gemma` needs labels" in refused(fresh).message
 
 
 def test_too_little_room_for_the_weights(fresh, monkeypatch):

@@ -36,23 +36,27 @@ class Draft:
 
 @dataclass(frozen=True)
 class Artefact:
-    """`made_from` is all that decides the content of `folder`; `versions` are those of the packages that decide it."""
+    """`made_from` is all that decides the content of `folder`; `versions` are those of the packages that decide it.
+
+    `details` are those that its manifest must have to be current, with their values (`...`: any).
+    """
 
     folder: Path
     kind: str
     made_from: Mapping[str, Any]
     versions: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
-    def current(self, *details: str) -> Manifest | None:
+    def current(self) -> Manifest | None:
         """The manifest, where the folder is whole and was made from the same by the same; None where it is to be made.
 
-        What the manifest says of other packages does not count. `details` are those that it must have.
+        What the manifest says of other packages does not count.
         """
         remove_remains(self.folder)
-        state = self.state(*details)
+        state = self.state()
         return state if isinstance(state, Manifest) else None
 
-    def state(self, *details: str) -> Manifest | str:
+    def state(self) -> Manifest | str:
         """The manifest of a `current` artefact, else why it is to be made. Nothing is written."""
         try:
             manifest = read_manifest(self.folder)
@@ -61,7 +65,7 @@ class Artefact:
                 *([] if manifest.kind == self.kind else [f"it is of the kind `{manifest.kind}`"]),
                 *changes(manifest.made_from, plain(self.made_from)),
                 *(f"{name} was {made_by[name]}" for name, now in self.versions.items() if made_by[name] != now),
-                *(f"no `{name}` is recorded" for name in details if name not in manifest.details),
+                *(f"`{name}` changed" for name, value in self.details.items() if not _has(manifest, name, value)),
             ]
             return "; ".join(reasons) if reasons else verify(self.folder)
         except ArtefactError as error:
@@ -100,3 +104,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
             tables = isinstance(was, dict) and isinstance(now, dict)
             inner = sorted(name for name in {*was, *now} if was.get(name, ...) != now.get(name, ...)) if tables else ()
             yield f"`{key}` changed" + (f" ({', '.join(inner)})" if inner else "")
+
+
+def _has(manifest: Manifest, detail: str, value: Any) -> bool:
+    return detail in manifest.details and value in (..., manifest.details[detail])

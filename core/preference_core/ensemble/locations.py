@@ -74,8 +74,8 @@ class Location:
             )
         return True
 
-    def fetched(self, files: Sequence[str] = DOWNLOADED) -> Checkpoint:
-        """The folder, fetched if it is on the hub: of that only `files`, which are patterns of names.
+    def fetched(self, files: Sequence[str] = DOWNLOADED, *, offline: bool = False) -> Checkpoint:
+        """The folder, fetched if it is on the hub (or, `offline`, found in its cache): only `files`, patterns of names.
 
         `huggingface_hub` reads the token for gated repositories from the environment; it is never written anywhere.
         """
@@ -90,7 +90,10 @@ class Location:
         )
 
         try:
-            folder = Path(snapshot_download(self.name, revision=self.revision, allow_patterns=list(files)))
+            patterns = list(files)
+            folder = Path(
+                snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, local_files_only=offline)
+            )
         except GatedRepoError as error:
             raise CheckpointError(
                 f"`{self.name}` is gated on the hub", hint="Accept its licence there, then set HF_TOKEN to your token."

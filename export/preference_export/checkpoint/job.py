@@ -12,6 +12,7 @@ from preference_core.battles.battle import Battle
 from preference_core.ensemble.settings import Config, Member
 from preference_core.progress import BytesDone
 from preference_export.artefacts.model import Model
+from preference_export.checkpoint.shapes import Shapes
 from preference_export.checkpoint.source import Source, input_hashes, source_of
 
 M_co = TypeVar("M_co", bound=Member, covariant=True)
@@ -50,6 +51,10 @@ class Job(ABC, Generic[M_co]):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The part of the configuration that decides the content of the exported member."""
+
+    @abstractmethod
+    def shapes(self) -> Shapes:
+        """How many weights it has."""
 
     @abstractmethod
     def fill(self, draft: Draft, started: Started, report: BytesDone) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig
-
 from preference_core.ensemble.published import BASES as SHAPES
 from preference_core.ensemble.published import Shape
 
@@ -37,6 +35,8 @@ class Published:
 
     def config(self) -> Any:
         """The `transformers` configuration."""
+        from transformers import AutoConfig
+
         return AutoConfig.for_model(**self.shape)
 
 

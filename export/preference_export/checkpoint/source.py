@@ -33,9 +33,12 @@ class Source:
     adapters: tuple[Checkpoint, ...]
 
 
-def source_of(member: Member) -> Source:
-    """Finds (or fetches) base and adapters."""
-    return Source(member.base_location.fetched(), tuple(location.fetched() for location in member.adapter_locations))
+def source_of(member: Member, *, offline: bool = False) -> Source:
+    """Finds base and adapters, or fetches them unless `offline`."""
+    base, *adapters = (
+        location.fetched(offline=offline) for location in (member.base_location, *member.adapter_locations)
+    )
+    return Source(base, tuple(adapters))
 
 
 def roles_of(source: Source) -> dict[str, Checkpoint]:

@@ -24,10 +24,9 @@ TIMING_CACHE = "timing.cache"
 
 def build_member_engine(job: Job[Member], progress: StepDone) -> bool:
     """Builds the engine of an exported member; False when it was there, built here from the same graph."""
-    member, gpu = job.member, gpu_architecture(job.member)
-    artefact = Artefact(job.engine, KIND, _made_from(job), {"tensorrt": tensorrt_module().__version__, **versions()})
-    current = artefact.current("warnings")
-    if current is not None and current.details.get("gpu_architecture") == gpu:
+    member, artefact = job.member, artefact_of(job)
+    current = artefact.current()
+    if current is not None:
         job.made[KIND] = current
         return False
     from preference_export.engine.build import build_engine
@@ -38,9 +37,20 @@ def build_member_engine(job: Job[Member], progress: StepDone) -> bool:
         cache = job.engine.parent / TIMING_CACHE
         source, target = job.exported / MODEL_FILE, draft.folder / PLAN_FILE
         warnings = build_engine(source, target, profiles, member.build, cache, progress)
-        draft.details |= {"gpu_architecture": gpu, "profiles": plain(profiles), "warnings": warnings}
+        draft.details |= {
+            "gpu_architecture": gpu_architecture(member),
+            "profiles": plain(profiles),
+            "warnings": warnings,
+        }
     job.made[KIND] = draft.manifest
     return True
+
+
+def artefact_of(job: Job[Member]) -> Artefact:
+    """The engine as it would be built now."""
+    made_by = {"tensorrt": tensorrt_module().__version__, **versions()}
+    details = {"gpu_architecture": gpu_architecture(job.member), "warnings": ...}
+    return Artefact(job.engine, KIND, _made_from(job), made_by, details)
 
 
 def built_engine(job: Job[Member]) -> Manifest:

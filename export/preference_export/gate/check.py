@@ -5,9 +5,12 @@ manifest's parity record says what was measured, or what was found broken; witho
 `compare` compares, and is imported when there is something to compare.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from preference_core.artefacts.artefact import changes
 from preference_core.artefacts.manifest import Manifest, amend_manifest, sha256_of
 from preference_core.ensemble.settings import Member
 from preference_core.errors import ParityError, UserError
@@ -28,7 +31,7 @@ from preference_export.engine.runtimes import (
 from preference_export.gate.parity import BROKEN, limits_of
 from preference_export.graph.member import exported_member
 from preference_export.graph.precision import dtypes_of
-from preference_export.original.calibration import sample_of
+from preference_export.original.sample import sample_of
 
 
 class CannotCheckError(UserError):
@@ -68,23 +71,14 @@ def check_member(job: Job[Member], *, again: bool = False) -> tuple[bool, Subjec
     Every sample battle is compared in both orders of its responses. Above the limits: `ParityError`, and the record
     says what is broken.
     """
-    sample = sample_of(job.config)
     subject = subject_of(job)
-    limits = limits_of(job.member.precision, job.member.parity)
-    basis = {
-        "limits": plain(limits),
-        "sample": sha256_of(sample),
-        "file": subject.file,
-        "runtime": subject.runtime,
-        "versions": versions(),
-    }
-    known = subject.manifest.parity
-    if not again and known.get("basis") == basis and BROKEN not in known:
+    basis = _basis(job, subject)
+    if not again and not _outdated(subject, basis):
         return False, subject
     from preference_export.gate.compare import compare
 
     use_gpu_of(job.member)
-    measured, broken = compare(job, subject.file, sample, limits)
+    measured, broken = compare(job, subject.file)
     record = {"basis": basis, **({BROKEN: broken} if broken else measured)}
     manifest = job.made[subject.manifest.kind] = amend_manifest(subject.folder, subject.manifest, parity=record)
     if broken:
@@ -93,3 +87,27 @@ def check_member(job: Job[Member], *, again: bool = False) -> tuple[bool, Subjec
             hint="Nothing was put into the repository. Use a wider `precision`, or set `parity` limits you accept.",
         )
     return True, replace(subject, manifest=manifest)
+
+
+def why_check(job: Job[Member]) -> str:
+    """Why a member has to be compared; empty where that was done before."""
+    subject = subject_of(job)
+    return _outdated(subject, _basis(job, subject))
+
+
+def _basis(job: Job[Member], subject: Subject) -> dict[str, Any]:
+    """All that decides what a comparison finds, beside the artefact and the original."""
+    return {
+        "limits": plain(limits_of(job.member.precision, job.member.parity)),
+        "sample": sha256_of(sample_of(job.config)),
+        "file": subject.file,
+        "runtime": subject.runtime,
+        "versions": versions(),
+    }
+
+
+def _outdated(subject: Subject, basis: Mapping[str, Any]) -> str:
+    known = subject.manifest.parity
+    if BROKEN in known:
+        return "it did not pass"
+    return "; ".join(changes(known["basis"], basis)) if "basis" in known else "not compared yet"

@@ -14,20 +14,19 @@ from preference_core.battles.battle import swapped_label_order
 from preference_core.battles.encoders import encoder_from_folder
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.metrics import swap_consistency
-from preference_core.ensemble.settings import Member, ParityLimits
-from preference_core.errors import ConfigError
+from preference_core.ensemble.settings import Member
 from preference_core.structure import plain
 from preference_export.artefacts.model import Logits, Model, TokenIds
 from preference_export.artefacts.names import MODEL_FILE, PLAN_FILE
 from preference_export.checkpoint.job import Job
 from preference_export.engine.runtimes import CPU_PROVIDER, provider_for
 from preference_export.gate.onnx_classifier import OnnxClassifier
-from preference_export.gate.parity import PACKED_SEQUENCES, exceeded, logits_alone, measure, worst
+from preference_export.gate.parity import PACKED_SEQUENCES, exceeded, limits_of, logits_alone, measure, worst
 from preference_export.gate.scan import Scan, scan, scanned
 from preference_export.gate.tensorrt_classifier import classifiers_of_plan
 from preference_export.graph.precision import dtypes_of
 from preference_export.original.memory import fits
-from preference_export.original.sample import Sample, read_sample
+from preference_export.original.sample import Sample, checked_sample
 
 #: Memory that ONNX Runtime may take on a CPU, in multiples of a file's weights: it widens and repacks them.
 COPIES_OF_WEIGHTS = 3
@@ -35,18 +34,13 @@ COPIES_OF_WEIGHTS = 3
 Way = tuple[Model, int]
 
 
-def compare(job: Job[Member], file: str, sample_path: Path, limits: ParityLimits) -> tuple[dict[str, Any], list[str]]:
+def compare(job: Job[Member], file: str) -> tuple[dict[str, Any], list[str]]:
     """What was measured of the artefact's `file`, and one sentence for everything that is above the limits or broken.
 
     Every sample battle is compared in both orders of its responses.
     """
     labels, model = job.config.labels, job.exported / MODEL_FILE
-    sample = read_sample(sample_path, labels)
-    if sample.targets is None and job.member.parity.max_log_loss_change is not None:
-        raise ConfigError(
-            f"`parity.max_log_loss_change` of `{job.member.name}` needs labels, and `{sample_path}` has none",
-            hint="Remove the limit, or name labelled battles in `data.sample`.",
-        )
+    sample = checked_sample(job.config)
     job.check_reading(sample.battles)
     sequences, targets = _sequences(job.exported, sample, labels)
     reference = job.original()
@@ -72,7 +66,7 @@ def compare(job: Job[Member], file: str, sample_path: Path, limits: ParityLimits
         "original_swap": _swap(expected, labels),
         **({} if found is None else {"scanned_sequences": len(looked_at), "activations": found.by_layer()}),
     }
-    return measured, [*_overflow(found), *exceeded(parity, limits)]
+    return measured, [*_overflow(found), *exceeded(parity, limits_of(job.member.precision, job.member.parity))]
 
 
 def ways_of(job: Job[Member], file: str) -> Sequence[Way]:

@@ -9,8 +9,7 @@ from preference_core.battles.encoders import encoder_from_folder
 from preference_core.battles.tokenisation import BattleTokenizer
 from preference_core.ensemble.settings import Member
 from preference_export.checkpoint.job import Job
-from preference_export.original.calibration import sample_of
-from preference_export.original.sample import read_sample
+from preference_export.original.sample import checked_sample
 
 #: Ids shown from each end, and characters of text.
 SHOWN_IDS = 4
@@ -39,7 +38,7 @@ def example_of(job: Job[Member]) -> Example | None:
     encoder = encoder_from_folder(job.exported)
     if not isinstance(encoder, BattleTokenizer):
         return None
-    sample = read_sample(sample_of(job.config), job.config.labels)
+    sample = checked_sample(job.config)
     texts = [encoder.template.field_texts(battle) for battle in sample.battles]
     lengths = [(not all(text.values()), sum(map(len, text.values()))) for text in texts]
     battle = sample.battles[lengths.index(min(lengths))]

@@ -8,15 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
-#: Queries that attend together, and the most such blocks; members of longer texts get larger blocks.
-BLOCK, MOST_BLOCKS = 128, 8
+from preference_export.graph.block_size import block_size
+
 #: As the end of a slice: wherever the tensor ends.
 NO_END = 2**31 - 1
-
-
-def block_size(max_tokens: int) -> int:
-    """Queries of each sequence that attend together, where sequences have up to `max_tokens` tokens."""
-    return BLOCK * -(-max_tokens // (BLOCK * MOST_BLOCKS))
 
 
 def block_bounds(max_tokens: int) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from preference_export.checkpoint.job import Job, Started
 from preference_export.checkpoint.merge import MergedWeights
 from preference_export.checkpoint.rounding import open_base
 from preference_export.checkpoint.tokenizer_check import check_ids, check_reading, tokenizer_of
-from preference_export.graph.blocks import block_size
+from preference_export.graph.block_size import block_size
 from preference_export.graph.casts import ParameterSpec, written_specs
 from preference_export.graph.precision import Dtypes, dtypes_of
 from preference_export.graph.quantise import quantised_gemms

@@ -24,11 +24,8 @@ def export_member(job: Job[Member], started: Started, report: BytesDone) -> bool
 
     `started` is told the number of bytes to come, `report` those written.
     """
-    calibration = calibration_of(job).files[RANGES_FILE] if dtypes_of(job.member).calibrated else None
-    origin = {"sha256": calibration.sha256} if calibration else None
-    made_from = {"settings": job.settings, "inputs": job.inputs, "calibration": origin}
-    artefact = Artefact(job.exported, KIND, made_from, versions())
-    current = artefact.current(WEIGHT_BYTES)
+    artefact = artefact_of(job)
+    current = artefact.current()
     if current is not None:
         check_external_data(job.exported / MODEL_FILE)
         job.made[KIND] = _with_origins(job, current)
@@ -38,6 +35,14 @@ def export_member(job: Job[Member], started: Started, report: BytesDone) -> bool
         draft.details |= origins_of(job.source)
     job.made[KIND] = draft.manifest
     return True
+
+
+def artefact_of(job: Job[Member]) -> Artefact:
+    """The member's artefact as it would be made now."""
+    calibration = calibration_of(job).files[RANGES_FILE] if dtypes_of(job.member).calibrated else None
+    origin = {"sha256": calibration.sha256} if calibration else None
+    made_from = {"settings": job.settings, "inputs": job.inputs, "calibration": origin}
+    return Artefact(job.exported, KIND, made_from, versions(), {WEIGHT_BYTES: ...})
 
 
 def exported_member(job: Job[Member]) -> Manifest:

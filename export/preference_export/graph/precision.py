@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 GEMM_DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+GEMM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 QUANTISED_DTYPES: Mapping[Precision, str] = {"int8": "int8", "fp8": "float8_e4m3fn"}
 
 #: Options of ONNX Runtime's CUDA provider. Its default, TF32, rounds what FP32 GEMMs multiply to 10 bits.
@@ -55,6 +56,10 @@ class Dtypes:
     def quantised(self) -> "torch.dtype | None":
         """`quantised_gemms` as torch has it."""
         return _torch_dtype(self.quantised_gemms) if self.quantised_gemms else None
+
+    def bytes_of(self, gemms: int, embedding: int = 0) -> int:
+        """What so many weights of GEMMs and of the embedding take, without the scales of quantised ones."""
+        return (1 if self.quantised_gemms else GEMM_BYTES[self.gemms]) * gemms + GEMM_BYTES[self.gemms] * embedding
 
     @property
     def calibrated(self) -> bool:

@@ -21,7 +21,8 @@ from preference_core import tensors
 from preference_core.progress import BytesDone
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE
 from preference_export.checkpoint.architecture import Architecture
-from preference_export.graph.blocks import BLOCK, write_blocks
+from preference_export.graph.block_size import BLOCK
+from preference_export.graph.blocks import write_blocks
 from preference_export.graph.casts import ParameterSpec, write_precision, written_specs
 from preference_export.graph.packed import COMPUTED, Gemm, PackedClassifier
 from preference_export.graph.precision import Dtypes

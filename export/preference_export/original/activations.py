@@ -9,7 +9,6 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from preference_export.checkpoint.tokenizer_check import tokenizer_of
 from preference_export.graph.make import open_member
 from preference_export.graph.quantise import DECODER
 from preference_export.original.member import original_of
-from preference_export.original.sample import Sample, read_sample
+from preference_export.original.sample import Sample, checked_sample
 from preference_export.original.whole import Reference
 
 #: ModelOpt keeps the largest magnitude per feature of what each projection reads, and changes nothing.
@@ -41,9 +40,9 @@ MEASURE_INPUTS = {
 }
 
 
-def fill(draft: Draft, job: Job[Classifier], sample: Path) -> None:
-    """Measures and writes the ranges of a member on the battles of the file `sample`."""
-    sequences = tokenised(job, read_sample(sample, job.config.labels))
+def fill(draft: Draft, job: Job[Classifier]) -> None:
+    """Measures and writes the ranges of a member on the sample battles."""
+    sequences = tokenised(job, checked_sample(job.config))
     ranges = measured_ranges(original_of(job), sequences)
     save_file({name: ranges[name].contiguous() for name in sorted(ranges)}, draft.folder / RANGES_FILE)
     draft.details["sequences"] = len(sequences)

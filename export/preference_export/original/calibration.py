@@ -4,22 +4,19 @@ One calibration serves all precisions. `activations` measures them, and is impor
 """
 
 from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 
 from preference_core.artefacts.artefact import Artefact, versions_of
 from preference_core.artefacts.manifest import sha256_of
-from preference_core.ensemble.settings import Classifier, Config
-from preference_core.errors import ConfigError
+from preference_core.ensemble.settings import Classifier, Member
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.job import Job
 from preference_export.graph.ranges import KIND, calibration_settings
+from preference_export.original.sample import sample_of
 
 
 def calibrate_member(job: Job[Classifier]) -> bool:
     """Measures and writes the ranges of a member; False when they were there, made from the same inputs."""
-    sample = sample_of(job.config)
-    made_from = {"settings": calibration_settings(job.member), "inputs": job.inputs, "sample": sha256_of(sample)}
-    artefact = Artefact(job.calibration, KIND, made_from, {**_modelopt_version(), **versions()})
+    artefact = artefact_of(job)
     current = artefact.current()
     if current is not None:
         job.made[KIND] = current
@@ -27,19 +24,16 @@ def calibrate_member(job: Job[Classifier]) -> bool:
     from preference_export.original.activations import fill
 
     with artefact.draft() as draft:
-        fill(draft, job, sample)
+        fill(draft, job)
     job.made[KIND] = draft.manifest
     return True
 
 
-def sample_of(config: Config) -> Path:
-    """The file of sample battles."""
-    if config.data.sample is None:
-        raise ConfigError("`data.sample` is missing", hint="Name a file of battles; parity is measured on them.")
-    path = Path(config.data.sample)
-    if not path.is_file():
-        raise ConfigError(f"`data.sample` is not a file: `{path}`", hint="Name a file of battles.")
-    return path
+def artefact_of(job: Job[Member]) -> Artefact:
+    """The calibration as it would be made now."""
+    sample = sha256_of(sample_of(job.config))
+    made_from = {"settings": calibration_settings(job.member), "inputs": job.inputs, "sample": sample}
+    return Artefact(job.calibration, KIND, made_from, {**_modelopt_version(), **versions()})
 
 
 def _modelopt_version() -> dict[str, str]:

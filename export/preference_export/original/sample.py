@@ -7,6 +7,7 @@ from pathlib import Path
 
 from preference_core.battles.battle import Battle, battle_from_row
 from preference_core.ensemble.metrics import target_of_row
+from preference_core.ensemble.settings import Config
 from preference_core.errors import ConfigError, UserError, nearest
 from preference_core.files.formats import RawRow
 from preference_core.files.rows import read_each, read_rows
@@ -29,6 +30,29 @@ def read_sample(path: Path, labels: Sequence[str], count: int = SAMPLE_BATTLES) 
         return _read_sample(path, labels, count)
     except UserError as error:
         raise ConfigError(f"`data.sample`: {error.message}", error.hint) from error
+
+
+def checked_sample(config: Config) -> Sample:
+    """The sample of an ensemble, which has labels where a limit of one of its members needs them."""
+    path = sample_of(config)
+    sample = read_sample(path, config.labels)
+    for member in config.members:
+        if sample.targets is None and member.parity.max_log_loss_change is not None:
+            raise ConfigError(
+                f"`parity.max_log_loss_change` of `{member.name}` needs labels, and `{path}` has none",
+                hint="Remove the limit, or name labelled battles in `data.sample`.",
+            )
+    return sample
+
+
+def sample_of(config: Config) -> Path:
+    """The file of sample battles."""
+    if config.data.sample is None:
+        raise ConfigError("`data.sample` is missing", hint="Name a file of battles; parity is measured on them.")
+    path = Path(config.data.sample)
+    if not path.is_file():
+        raise ConfigError(f"`data.sample` is not a file: `{path}`", hint="Name a file of battles.")
+    return path
 
 
 def _read_sample(path: Path, labels: Sequence[str], count: int) -> Sample:

@@ -14,7 +14,7 @@ from typing import Any
 
 from preference_core import tensors
 from preference_core.artefacts.artefact import Artefact
-from preference_core.artefacts.manifest import REPOSITORY, fingerprint, read_manifest, verify
+from preference_core.artefacts.manifest import REPOSITORY, Manifest, fingerprint, read_manifest, verify
 from preference_core.artefacts.replacement import end_exchange, exchange, link_or_copy
 from preference_core.battles.encoders import ENCODER_FILES
 from preference_core.ensemble.settings import Config, Member
@@ -61,17 +61,27 @@ class Part:
     sha256: str = ""
 
 
-def assemble(
-    config: Config, jobs: Sequence[Job[Member]], *, allow_unchecked: bool = False, check_inputs: bool = False
-) -> Assembled:
-    """Builds `config.folders.repository` from checked members; leaves it alone when its content would be the same.
+@dataclass(frozen=True)
+class Contents:
+    """What the repository is to hold: `manifests` are those of the exported members, `engines` of TensorRT's."""
+
+    artefact: Artefact
+    parts: dict[str, Part]
+    manifests: Mapping[str, Manifest]
+    engines: Mapping[str, Manifest]
+    parity: Mapping[str, Mapping[str, Any]]
+    unchecked: Sequence[str]
+
+
+def contents_of(
+    config: Config, jobs: Sequence[Job[Member]], allow_unchecked: bool = False, check_inputs: bool = False
+) -> Contents:
+    """What `config.folders.repository` is to hold; nothing is written.
 
     Raises `ArtefactError` for members that are not checked, unless `allow_unchecked`: then the manifest names them, and
     the server's log will. What did not pass, or would not pass today's limits, is always refused. `check_inputs`
     refuses a member that was exported from another base or adapter than the configuration names now.
     """
-    repository, previous = config.folders.repository, config.folders.previous_repository
-    end_exchange(repository, previous)
     manifests = {job.member.name: exported_member(job) for job in jobs}
     engines = {job.member.name: built_engine(job) for job in jobs if job.member.engine == "tensorrt"}
     for member in config.members:
@@ -89,17 +99,28 @@ def assemble(
         )
     parts = _sources(config) | _artefacts(jobs)
     content = fingerprint({"files": {name: part.sha256 for name, part in parts.items()}, "unchecked": unchecked})
-    artefact = Artefact(repository, REPOSITORY, {"content": content})
-    current = artefact.current("version")
+    artefact = Artefact(config.folders.repository, REPOSITORY, {"content": content}, details={"version": ...})
+    return Contents(artefact, parts, manifests, engines, parity, unchecked)
+
+
+def assemble(
+    config: Config, jobs: Sequence[Job[Member]], *, allow_unchecked: bool = False, check_inputs: bool = False
+) -> Assembled:
+    """Builds the repository of `contents_of` the same; leaves it alone when its content would be the same."""
+    contents = contents_of(config, jobs, allow_unchecked, check_inputs)
+    repository, previous = config.folders.repository, config.folders.previous_repository
+    end_exchange(repository, previous)
+    artefact, parts, manifests, engines = contents.artefact, contents.parts, contents.manifests, contents.engines
+    current = artefact.current()
     if current is not None:
         return Assembled(int(current.details["version"]), changed=False)
     configs = model_configs(config)
     for ensemble in (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC):
-        configs[ensemble].parameters[tensors.CONTENT_PARAMETER].string_value = content
+        configs[ensemble].parameters[tensors.CONTENT_PARAMETER].string_value = artefact.made_from["content"]
         parts[f"{ensemble}/{CONFIG_FILE}"] = _text(text_of(configs[ensemble]))
     version = 1 + max(map(_latest_version, (repository, previous)))
     made_by = {name: value for m in (*manifests.values(), *engines.values()) for name, value in m.versions.items()}
-    with replace(artefact, versions=made_by).draft(keep_as=previous, parity=parity) as draft:
+    with replace(artefact, versions=made_by).draft(keep_as=previous, parity=contents.parity) as draft:
         draft.known_hashes = _write(draft.folder, parts, version)
         for ensemble in (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC):
             (draft.folder / ensemble / str(version)).mkdir()
@@ -110,7 +131,7 @@ def assemble(
             "members": list(manifests),
             "made_from": {name: manifest.made_from for name, manifest in manifests.items()},
             "engines": {name: engine.details for name, engine in engines.items()},
-            UNCHECKED: unchecked,
+            UNCHECKED: contents.unchecked,
         }
     return Assembled(version, changed=True)
 

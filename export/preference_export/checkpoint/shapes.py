@@ -1,0 +1,101 @@
+"""How many weights a member has: from the headers of its files, else from the table of published bases.
+
+It needs no library that takes seconds, and reads no weights.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from preference_core.ensemble.locations import read_json
+from preference_core.ensemble.settings import Classifier
+from preference_core.errors import CheckpointError
+from preference_export.checkpoint.published import BASES
+
+STORED_BYTES = 2
+HEAD, LM_HEAD, EMBEDDING, GEMM = "score.weight", "lm_head.", "embed_tokens.weight", "_proj.weight"
+#: What bitsandbytes stores 4-bit weights as: two in each element of a column.
+PACKED = "U8"
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a member consists of. `known_from` says what the numbers rest on.
+
+    `embedding`, `gemms` and `others` count its weights: the others (norms, biases, head) are always float32. `largest`
+    is the largest GEMM. `bytes_in` are those of the base.
+    """
+
+    known_from: str
+    architecture: str
+    layers: int
+    heads: int
+    embedding: int
+    gemms: int
+    others: int
+    largest: int
+    bytes_in: int
+
+
+def shapes_of(member: Classifier, labels: int) -> Shapes:
+    """The shapes of a member with a head for `labels` labels. Raises where they are known from nowhere."""
+    on_hub, folder = member.base_location.is_on_hub(), member.base_location.folder_with("config.json")
+    if folder is None and on_hub:
+        return _published(member, labels)
+    folder = folder or Path(member.base)
+    table, stored = read_json(folder / "config.json"), dict(_stored(folder))
+    stored[HEAD] = labels * int(table.get("hidden_size", 0))
+    embedding = sum(count for name, count in stored.items() if name.endswith(EMBEDDING))
+    gemms = [count for name, count in stored.items() if name.endswith(GEMM)]
+    return Shapes(
+        known_from="its config.json and the headers of its weights",
+        architecture=str(table.get("model_type")),
+        layers=int(table.get("num_hidden_layers", 0)),
+        heads=int(table.get("num_attention_heads", 0)),
+        embedding=embedding,
+        gemms=sum(gemms),
+        others=sum(stored.values()) - embedding - sum(gemms),
+        largest=max(gemms, default=0),
+        bytes_in=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+    )
+
+
+def stored_weights(folder: Path) -> int:
+    """All weights of a checkpoint but the language model's head, as far as its files can be read."""
+    return sum(count for _, count in _stored(folder))
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, int]]:
+    """Each weight and bias of a checkpoint, and how many numbers it is."""
+    for path in folder.glob("*.safetensors"):
+        with suppress(SafetensorError), safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                if name.endswith((".weight", ".bias")) and not name.startswith(LM_HEAD):
+                    part = file.get_slice(name)
+                    yield name, math.prod(part.get_shape()) * (2 if part.get_dtype() == PACKED else 1)
+
+
+def _published(member: Classifier, labels: int) -> Shapes:
+    known = BASES.get(member.base)
+    if known is None:
+        raise CheckpointError(
+            f"`base` of `{member.name}` is `{member.base}`, which is not on this machine and not among the known bases",
+            hint=f"Fetch its config.json: `hf download {member.base} config.json --revision {member.revision}`.",
+        )
+    shape, hidden = known.shape, known.shape["hidden_size"]
+    embedding = shape["vocab_size"] * hidden
+    return Shapes(
+        known_from="the published shapes, stored in 16 bits; it is not on this machine",
+        architecture=shape["model_type"],
+        layers=shape["num_hidden_layers"],
+        heads=shape["num_attention_heads"],
+        embedding=embedding,
+        gemms=known.parameters - embedding * (1 if shape["tie_word_embeddings"] else 2),
+        others=labels * hidden,
+        largest=shape["intermediate_size"] * hidden,
+        bytes_in=STORED_BYTES * known.parameters,
+    )
