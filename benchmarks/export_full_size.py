@@ -19,8 +19,10 @@ from typing import Annotated
 import typer
 from full_size import tensor_shapes, write_adapter, write_base
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig
 
-from preference_export.checkpoint.published import BASES
+from preference_core.ensemble.published import BASES
+from preference_export.checkpoint.shapes import published_parameters
 
 MODELS = {"gemma-2-9b": "google/gemma-2-9b-it", "llama-3-8b": "meta-llama/Meta-Llama-3-8B-Instruct"}
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -80,11 +82,11 @@ def machine() -> dict[str, object]:
 
 def _measure(name: str, precision: str, work: Path) -> list[Measured]:
     """Runs everything for one model in the empty folder `work`."""
-    config = BASES[MODELS[name]].config()
+    config = AutoConfig.for_model(**BASES[MODELS[name]])
     base = work / "base"
     parameters = write_base(base, config)
-    if parameters != BASES[MODELS[name]].parameters:
-        raise SystemExit(f"{name} has {parameters} parameters, expected {BASES[MODELS[name]].parameters}")
+    if parameters != published_parameters(MODELS[name]):
+        raise SystemExit(f"{name} has {parameters} parameters, expected {published_parameters(MODELS[name])}")
     _write_tokenizer(base)
     results = []
     for number, (adapter, (modules, first)) in enumerate(ADAPTERS[name].items()):

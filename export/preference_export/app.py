@@ -32,7 +32,6 @@ Against = Annotated[
 ]
 Battles = Annotated[Path | None, typer.Option(help="The battles that were scored; without it, `data.sample`.")]
 OneMember = Annotated[str | None, typer.Option("--member", help="This member alone.")]
-AFTER_INIT = "Fill in what is left, and compare each line with GUESS with your training script; then"
 NOTHING_FOUND = (
     "None of the usual causes explains it (text, special tokens, truncation, order of labels or responses). Compare "
     "the ids of one battle with those of your script: `preference-export check CONFIG` prints an example."
@@ -84,32 +83,17 @@ def init(
     )
 
 
-@app.command()
-def merge(config: ConfigPath, member: OneMember = None, as_json: AsJson = False) -> None:
-    """Write each member's merged Hugging Face checkpoint to build/NAME/merged."""
-    with started(config, as_json, member) as run:
-        stages.each_member(run, stages.merge)
+def _add_stage(stage: stages.Stage, about: str) -> None:
+    @app.command(stage.__name__, help=about)
+    def command(config: ConfigPath, member: OneMember = None, as_json: AsJson = False) -> None:
+        with started(config, as_json, member) as run:
+            stages.each_member(run, stage)
 
 
-@app.command()
-def calibrate(config: ConfigPath, member: OneMember = None, as_json: AsJson = False) -> None:
-    """Measure the ranges of activations that static INT8 and FP8 need, on the sample battles."""
-    with started(config, as_json, member) as run:
-        stages.each_member(run, stages.calibrate)
-
-
-@app.command()
-def engine(config: ConfigPath, member: OneMember = None, as_json: AsJson = False) -> None:
-    """Build the TensorRT engine of each exported member that is served by one."""
-    with started(config, as_json, member) as run:
-        stages.each_member(run, stages.engine)
-
-
-@app.command()
-def onnx(config: ConfigPath, member: OneMember = None, as_json: AsJson = False) -> None:
-    """Export each member to ONNX with its tokenizer, unless that is up to date."""
-    with started(config, as_json, member) as run:
-        stages.each_member(run, stages.onnx)
+_add_stage(stages.merge, "Write each member's merged Hugging Face checkpoint to build/NAME/merged.")
+_add_stage(stages.calibrate, "Measure the ranges of activations that static INT8 and FP8 need, on the sample battles.")
+_add_stage(stages.engine, "Build the TensorRT engine of each exported member that is served by one.")
+_add_stage(stages.onnx, "Export each member to ONNX with its tokenizer, unless that is up to date.")
 
 
 @app.command()

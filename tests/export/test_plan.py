@@ -1,27 +1,29 @@
 """Every committed configuration is complete, and can be planned without a network."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from preference_core.artefacts.contents import seal_of
 from preference_core.artefacts.manifest import amend_manifest, read_manifest
 from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.published import BASES
 from preference_core.ensemble.settings import Classifier, LengthBaseline
 from preference_core.errors import UserError
 from preference_export.app import app
-from preference_export.checkpoint.architecture import architecture_of
-from preference_export.checkpoint.published import BASES
+from preference_export.checkpoint.architecture import FAMILIES, architecture_of
+from preference_export.checkpoint.shapes import published_parameters
 from preference_export.engine.profiles import profiles_of
 from preference_export.graph.casts import written_specs
 from preference_export.graph.precision import dtypes_of
 from preference_export.graph.quantise import quantised_gemms
-from preference_export.graph.write import classifier_without_data, linear_modules, parameter_specs
+from preference_export.graph.write import checkpoint_shapes, classifier_without_data, linear_modules, parameter_specs
 from preference_export.kinds import jobs_of
 from preference_export.plan import plan_of
 from preference_training.fit.recipe import recipe_of
@@ -104,8 +106,8 @@ def test_the_plan_of_gemma_2_9b_has_the_published_numbers():
 @pytest.mark.parametrize("hub_id", sorted(BASES))
 def test_published_shapes_have_the_published_number_of_parameters(hub_id):
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(BASES[hub_id].config())
-    assert sum(parameter.numel() for parameter in model.parameters()) == BASES[hub_id].parameters
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**BASES[hub_id]))
+    assert sum(parameter.numel() for parameter in model.parameters()) == published_parameters(hub_id)
 
 
 def test_a_plan_of_a_base_at_hand_is_what_the_export_then_writes(project):
@@ -117,7 +119,7 @@ def test_a_plan_of_a_base_at_hand_is_what_the_export_then_writes(project):
     assert plan["missing"] == []
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "llama", "qwen2"])
+@pytest.mark.parametrize("architecture", sorted(FAMILIES))
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_bytes_of_a_plan_are_those_of_the_exported_parameters(make, tmp_path, architecture, precision):
     """But for frequencies and scales, which are few, and fewer in a base that is not tiny."""
@@ -131,7 +133,7 @@ def test_bytes_of_a_plan_are_those_of_the_exported_parameters(make, tmp_path, ar
     specs = written_specs(parameter_specs(model), dtypes, quantised_gemms(linear_modules(model), dtypes))
     written = sum(spec.bytes for spec in specs.values())
     assert plan_of(job).bytes_out == pytest.approx(written, rel=0.08 if precision == "int8" else 1e-3)
-    assert plan_of(job).parameters == sum(p.numel() for p in model.parameters()) - len(model.rotary.inverse_frequencies)
+    assert plan_of(job).parameters == sum(math.prod(shape) for shape in checkpoint_shapes(model).values())
 
 
 def test_a_base_whose_shapes_are_not_known_is_named_with_the_way_to_get_them(tmp_path):

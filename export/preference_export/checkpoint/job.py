@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from preference_core.artefacts.artefact import Draft
+from preference_core.artefacts.artefact import Artefact, Draft
 from preference_core.artefacts.manifest import Manifest
 from preference_core.battles.battle import Battle
 from preference_core.ensemble.settings import Config, Member
@@ -46,6 +46,15 @@ class Job(ABC, Generic[M_co]):
     def inputs(self) -> dict[str, dict[str, str]]:
         """SHA-256 of the files of base and adapters, by role."""
         return input_hashes(self.source)
+
+    def make(self, artefact: Artefact, fill: Callable[[Draft], None]) -> bool:
+        """Makes an artefact; False when it was there, made from the same."""
+        current = artefact.current()
+        if current is None:
+            with artefact.draft() as draft:
+                fill(draft)
+        self.made[artefact.kind] = current or draft.manifest
+        return current is None
 
     @property
     @abstractmethod

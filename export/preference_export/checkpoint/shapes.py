@@ -12,10 +12,24 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from preference_core.ensemble.locations import read_json
+from preference_core.ensemble.published import BASES
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import CheckpointError
-from preference_export.checkpoint.published import BASES
 
+#: Parameters that the page of each published base states, its language-model head included, by the start of its hub id.
+PARAMETERS = {
+    "google/gemma-2-9b": 9_241_705_984,
+    "google/gemma-2-2b": 2_614_341_888,
+    "google/gemma-3-270m": 268_098_176,
+    "google/gemma-3-1b": 999_885_952,
+    "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Meta-Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "Qwen/Qwen2-1.5B": 1_543_714_304,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "mistralai/Mistral-7B": 7_241_732_096,
+}
 STORED_BYTES = 2
 HEAD, LM_HEAD, EMBEDDING, GEMM = "score.weight", "lm_head.", "embed_tokens.weight", "_proj.weight"
 #: What bitsandbytes stores 4-bit weights as: two in each element of a column.
@@ -79,14 +93,19 @@ def _stored(folder: Path) -> Iterator[tuple[str, int]]:
                     yield name, math.prod(part.get_shape()) * (2 if part.get_dtype() == PACKED else 1)
 
 
+def published_parameters(base: str) -> int:
+    """All weights of a published base."""
+    return next(count for start, count in PARAMETERS.items() if base.startswith(start))
+
+
 def _published(member: Classifier, labels: int) -> Shapes:
-    known = BASES.get(member.base)
-    if known is None:
+    shape = BASES.get(member.base)
+    if shape is None:
         raise CheckpointError(
             f"`base` of `{member.name}` is `{member.base}`, which is not on this machine and not among the known bases",
             hint=f"Fetch its config.json: `hf download {member.base} config.json --revision {member.revision}`.",
         )
-    shape, hidden = known.shape, known.shape["hidden_size"]
+    hidden, parameters = shape["hidden_size"], published_parameters(member.base)
     embedding = shape["vocab_size"] * hidden
     return Shapes(
         known_from="the published shapes, stored in 16 bits; it is not on this machine",
@@ -94,8 +113,8 @@ def _published(member: Classifier, labels: int) -> Shapes:
         layers=shape["num_hidden_layers"],
         heads=shape["num_attention_heads"],
         embedding=embedding,
-        gemms=known.parameters - embedding * (1 if shape["tie_word_embeddings"] else 2),
+        gemms=parameters - embedding * (1 if shape["tie_word_embeddings"] else 2),
         others=labels * hidden,
         largest=shape["intermediate_size"] * hidden,
-        bytes_in=STORED_BYTES * known.parameters,
+        bytes_in=STORED_BYTES * parameters,
     )

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from preference_core.artefacts.artefact import Artefact
+from preference_core.artefacts.artefact import Artefact, Draft
 from preference_core.artefacts.manifest import Manifest, verify
 from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
@@ -24,26 +24,19 @@ TIMING_CACHE = "timing.cache"
 
 def build_member_engine(job: Job[Member], progress: StepDone) -> bool:
     """Builds the engine of an exported member; False when it was there, built here from the same graph."""
-    member, artefact = job.member, artefact_of(job)
-    current = artefact.current()
-    if current is not None:
-        job.made[KIND] = current
-        return False
-    from preference_export.engine.build import build_engine
 
-    use_gpu_of(member)
-    profiles = profiles_of(member.max_tokens, job.config.serving.max_batch_size)
-    with artefact.draft() as draft:
+    def fill(draft: Draft) -> None:
+        from preference_export.engine.build import build_engine
+
+        member, profiles = job.member, profiles_of(job.member.max_tokens, job.config.serving.max_batch_size)
+        use_gpu_of(member)
         cache = job.engine.parent / TIMING_CACHE
         source, target = job.exported / MODEL_FILE, draft.folder / PLAN_FILE
         warnings = build_engine(source, target, profiles, member.build, cache, progress)
-        draft.details |= {
-            "gpu_architecture": gpu_architecture(member),
-            "profiles": plain(profiles),
-            "warnings": warnings,
-        }
-    job.made[KIND] = draft.manifest
-    return True
+        gpu = gpu_architecture(member)
+        draft.details |= {"gpu_architecture": gpu, "profiles": plain(profiles), "warnings": warnings}
+
+    return job.make(artefact_of(job), fill)
 
 
 def artefact_of(job: Job[Member]) -> Artefact:

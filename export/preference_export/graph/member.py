@@ -3,7 +3,7 @@
 How it is made is for its kind (`Job.fill`).
 """
 
-from preference_core.artefacts.artefact import Artefact
+from preference_core.artefacts.artefact import Artefact, Draft
 from preference_core.artefacts.manifest import Manifest, amend_manifest, verify
 from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
@@ -24,17 +24,16 @@ def export_member(job: Job[Member], started: Started, report: BytesDone) -> bool
 
     `started` is told the number of bytes to come, `report` those written.
     """
-    artefact = artefact_of(job)
-    current = artefact.current()
-    if current is not None:
-        check_external_data(job.exported / MODEL_FILE)
-        job.made[KIND] = _with_origins(job, current)
-        return False
-    with artefact.draft() as draft:
+
+    def fill(draft: Draft) -> None:
         job.fill(draft, started, report)
         draft.details |= origins_of(job.source)
-    job.made[KIND] = draft.manifest
-    return True
+
+    made = job.make(artefact_of(job), fill)
+    if not made:
+        check_external_data(job.exported / MODEL_FILE)
+        job.made[KIND] = _with_origins(job, job.made[KIND])
+    return made
 
 
 def artefact_of(job: Job[Member]) -> Artefact:

@@ -5,7 +5,7 @@ One calibration serves all precisions. `activations` measures them, and is impor
 
 from importlib.metadata import PackageNotFoundError
 
-from preference_core.artefacts.artefact import Artefact, versions_of
+from preference_core.artefacts.artefact import Artefact, Draft, versions_of
 from preference_core.artefacts.manifest import sha256_of
 from preference_core.ensemble.settings import Classifier, Member
 from preference_export.artefacts.versions import versions
@@ -16,17 +16,13 @@ from preference_export.original.sample import sample_of
 
 def calibrate_member(job: Job[Classifier]) -> bool:
     """Measures and writes the ranges of a member; False when they were there, made from the same inputs."""
-    artefact = artefact_of(job)
-    current = artefact.current()
-    if current is not None:
-        job.made[KIND] = current
-        return False
-    from preference_export.original.activations import fill
 
-    with artefact.draft() as draft:
-        fill(draft, job)
-    job.made[KIND] = draft.manifest
-    return True
+    def fill(draft: Draft) -> None:
+        from preference_export.original import activations
+
+        activations.fill(draft, job)
+
+    return job.make(artefact_of(job), fill)
 
 
 def artefact_of(job: Job[Member]) -> Artefact:
