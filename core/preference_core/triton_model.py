@@ -68,11 +68,16 @@ def row_of_request(name: str, request: Any, pb_utils: Any) -> npt.NDArray[Any]:
     return row
 
 
-def per_request(requests: list[Any], answer: Callable[[Any], Any], pb_utils: Any) -> list[Any]:
+def per_request(
+    requests: list[Any],
+    answer: Callable[[Any], Any],
+    pb_utils: Any,
+    refused: Callable[[Exception], None] = lambda error: None,
+) -> list[Any]:
     """Answers each request on its own: one that fails gets an error, its neighbours their results.
 
-    `pb_utils` is the server's `triton_python_backend_utils`. Exceptions must not leave a model's `execute`: the server
-    would fail the whole batch and leak shared memory.
+    `pb_utils` is the server's `triton_python_backend_utils`; `refused` is told each failure. Exceptions must not leave
+    a model's `execute`: the server would fail the whole batch and leak shared memory.
     """
 
     def failed(message: str, code: int) -> Any:
@@ -84,9 +89,11 @@ def per_request(requests: list[Any], answer: Callable[[Any], Any], pb_utils: Any
         try:
             responses.append(answer(request))
         except PreferenceError as error:
+            refused(error)
             message = f"{error.message} ({error.hint})" if error.hint else error.message
             responses.append(failed(message, user if isinstance(error, UserError) else internal))
         except Exception as error:  # a defect of ours: the caller gets one line, the server goes on
+            refused(error)
             responses.append(failed(f"{INTERNAL_ERROR}{type(error).__name__}: {error}", internal))
     return responses
 

@@ -186,14 +186,50 @@ def test_empty_and_missing_text_has_a_score_that_is_always_the_same(server):
     assert answers.sum(axis=1) == pytest.approx(1, abs=1e-6)
 
 
+def metrics(server):
+    """Values of the server's metrics by name and labels."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
+        lines = re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", response.read().decode(), re.MULTILINE)
+    return {(name, labels): float(value) for name, labels, value in lines}
+
+
+def test_tokens_shortened_special_and_refused_battles_are_counted(server, demo, infer):
+    def counted():
+        return {key: value for key, value in metrics(server).items() if key[0].startswith("preference_")}
+
+    before = counted()
+    with Scorer(server.grpc_url) as scorer:
+        short, long = ({"prompt": text, "response_a": "Yes.", "response_b": "No."} for text in ("Why?", "Why? " * 5000))
+        predictions = [scorer.score(row) for row in (short, long, short | {"response_a": "No."})]
+    refused(infer, battle_inputs(response_b=[b"\xff"]))
+    grown = {key: value - before[key] for key, value in counted().items() if value != before[key]}
+    members = list(demo.config.members)
+    expected = {
+        ("preference_battles", 'case="ordinary"'): 2,
+        ("preference_battles", 'case="identical_responses"'): 1,
+        ("preference_refused_battles", 'field="response_b"'): 1,
+    }
+    for index, name in enumerate(member.name for member in members):
+        expected |= {
+            ("preference_tokens", f'member="{name}"'): sum(each.token_counts[index] for each in predictions),
+            ("preference_dropped_tokens", f'member="{name}"'): sum(
+                sum(each.dropped_tokens[index]) for each in predictions
+            ),
+            ("preference_shortened_battles", f'member="{name}"'): 1,
+        }
+    assert grown == expected
+
+
 def test_the_server_counts_what_the_autoscaler_the_alerts_and_the_dashboard_ask_for(server):
     """Every metric in their queries is one that this server exposes; those of GPUs need one."""
     root = Path(__file__).parents[2]
     monitoring = root / "docker" / "monitoring"
     files = [root / "deploy" / "kubernetes" / "prometheus-adapter.yaml", monitoring / "alerts.yml"]
     files += sorted((monitoring / "grafana" / "dashboards").glob("*.json"))
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
-        exposed = set(re.findall(r"^(nv_\w+)", response.read().decode(), re.MULTILINE))
-    asked_for = {name for file in files for name in re.findall(r"\bnv_\w+", file.read_text())}
-    assert len(asked_for) >= 10
+    exposed = {name for name, _ in metrics(server)}
+    asked_for = {
+        name for file in files for name in re.findall(r"\b(?:nv|preference)_[a-z_]+(?=[\[{])", file.read_text())
+    }
+    asked_for |= {name for file in files for name in re.findall(r"\bnv_\w+", file.read_text())}
+    assert len(asked_for) >= 15
     assert {name for name in asked_for - exposed if not name.startswith("nv_gpu_")} == set()
