@@ -109,7 +109,7 @@ def test_the_tree_of_errors_is_drawn_whole():
 def test_the_server_models_import_only_the_contract():
     paths = sorted((ROOT / "export").rglob("programs/*.py"))
     assert [path.name for path in paths] == ["combine.py", "tokenize.py"]
-    known = {"json", "typing", "numpy", "triton_python_backend_utils", "preference_core"}
+    known = {"collections", "json", "typing", "numpy", "triton_python_backend_utils", "preference_core"}
     for path in paths:
         assert {name.partition(".")[0] for name in imports_of(path)} <= known
 
