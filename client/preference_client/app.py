@@ -84,10 +84,11 @@ def score(
     deadline_s: Annotated[
         float, typer.Option(help="Seconds that one row may take, retries included.")
     ] = Patience.deadline_s,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; implied by the next three.")] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; implied by the next four.")] = False,
     root_certificates: Annotated[Path | None, typer.Option(help="PEM file of the authorities to trust.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM file for mutual TLS.")] = None,
     certificate_chain: Annotated[Path | None, typer.Option(help="PEM file for mutual TLS.")] = None,
+    token: Annotated[Path | None, typer.Option(help="File that holds a token for the server's front.")] = None,
     json_summary: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
     """Scores every battle of a file on a served ensemble, in order.
@@ -96,7 +97,7 @@ def score(
     """
     with _stopped_by_signals(output) as stopping:
         check_output(output, battles)
-        secure = tls or any((root_certificates, private_key, certificate_chain))
+        secure = tls or any((root_certificates, private_key, certificate_chain, token))
         with (
             BattleFile(
                 battles,
@@ -112,7 +113,7 @@ def score(
                 timeout_s=timeout_s,
                 deadline_s=deadline_s,
                 max_in_flight=max_in_flight,
-                tls=Tls(root_certificates, private_key, certificate_chain) if secure else None,
+                tls=Tls(root_certificates, private_key, certificate_chain, token) if secure else None,
             ) as scorer,
         ):
             if submission and not battle_file.has_ids:

@@ -93,12 +93,14 @@ _HINTS = (
 class Tls:
     """TLS to the server; with `private_key` and `certificate_chain` (both PEM files) mutual TLS.
 
-    Without `root_certificates` (a PEM file) the machine's own are trusted.
+    Without `root_certificates` (a PEM file) the machine's own are trusted. What `token` (a file) holds is sent with
+    every request, as `authorization: Bearer ...`.
     """
 
     root_certificates: Path | None = None
     private_key: Path | None = None
     certificate_chain: Path | None = None
+    token: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.private_key is None) != (self.certificate_chain is None):
@@ -209,6 +211,9 @@ def _channel(url: str, tls: Tls | None) -> Any:
         private_key=_bytes_of(tls.private_key),
         certificate_chain=_bytes_of(tls.certificate_chain),
     )
+    if token := _bytes_of(tls.token):
+        bearer = grpc.access_token_call_credentials(token.decode().strip())
+        credentials = grpc.composite_channel_credentials(credentials, bearer)
     return grpc.secure_channel(url, credentials, options=options)
 
 

@@ -22,7 +22,9 @@ import tritonclient.grpc as triton
 import yaml
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from preference_client import Scorer, Tls
 from preference_core import tensors
+from preference_core.errors import ServerError
 from preference_embedded import ports
 from preference_embedded.launcher import Options, TritonServer
 
@@ -267,6 +269,15 @@ def test_a_certificate_or_a_token_is_needed_and_either_is_enough(front: Front) -
         assert status_of(front, request_for(), certificate=False, metadata=metadata) == status
     assert front.get("/v2") == 401
     assert front.get("/v2", Authorization=f"Bearer {TOKEN}") == 200
+
+
+def test_the_client_scores_with_a_token_and_says_what_is_missing_without(front: Front, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    roots = front.secrets / "clients.crt"
+    with Scorer(f"localhost:{front.port}", tls=Tls(roots, token=tmp_path / "token")) as scorer:
+        assert scorer.score(TEXTS).winner
+    with pytest.raises(ServerError, match="client certificate, or a token"):
+        Scorer(f"localhost:{front.port}", tls=Tls(roots))
 
 
 def test_a_certificate_of_another_authority_is_no_certificate(front: Front, tmp_path: Path) -> None:
