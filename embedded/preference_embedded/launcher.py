@@ -25,7 +25,7 @@ from preference_core.artefacts.contents import seal_of
 from preference_core.errors import ServerError
 from preference_embedded import machine, ports, processes, server_log
 from preference_embedded.machine import MIB, Machine
-from preference_embedded.repository import ServedModel, models_of
+from preference_embedded.repository import ServedModel, models_of, release_of
 
 POLL_INTERVAL_S = 0.02
 HEALTH_TIMEOUT_S = 5.0
@@ -73,6 +73,7 @@ class TritonServer:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.models: tuple[ServedModel, ...] = ()
+        self.release = ""
         self.log_file = (
             options.log_file or Path(tempfile.gettempdir()) / f"preference-server-{secrets.token_hex(4)}.log"
         )
@@ -127,18 +128,24 @@ class TritonServer:
         run the server, a port is busy, a model does not load, or `start_timeout_s` passes. `report` is told each step.
         """
         options = self.options
-        self.models = models_of(options.repository)
+        self.models, self.release = models_of(options.repository), release_of(options.repository)
         facts = machine.gather(options.python, options.shared_memory)
         instances = sum(model.instances for model in self.models)
         machine.check(facts, instances * options.shared_memory_mib_per_instance * MIB)
+        temporary = tempfile.gettempdir()
+        if not machine.is_plain(temporary):
+            raise ServerError(
+                f"Triton cannot be started in `{temporary}`: the path holds characters that a shell reads otherwise",
+                hint="Set TMPDIR to a folder with a plain path, such as `/tmp`.",
+            )
         if options.verify:
             report("Verifying the repository")
             self._verify()
         if not options.private:
             self._ports = ports.resolve(options.address, self._ports)
-        elif len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        elif len(os.fsencode(temporary)) > LONGEST_FOLDER:
             raise ServerError(
-                f"Sockets cannot be made in `{tempfile.gettempdir()}`: the path is longer than {LONGEST_FOLDER} bytes",
+                f"Sockets cannot be made in `{temporary}`: the path is longer than {LONGEST_FOLDER} bytes",
                 hint="Set TMPDIR to a shorter one.",
             )
         report("Loading models")
@@ -173,6 +180,11 @@ class TritonServer:
         """
         self.stop(timeout_s=0.0)
         self.start()
+
+    def written_since(self) -> str:
+        """What the repository holds now, if it is not what is served; "" otherwise."""
+        found = release_of(self.options.repository)
+        return found if found != self.release else ""
 
     def lost(self) -> str | None:
         """What died since the start: the server, or the process of a model, which this release does not notice."""
@@ -209,7 +221,11 @@ class TritonServer:
         ended, self._alive = os.pipe()
         runner = [sys.executable, "-I", "-S", str(Path(__file__).with_name("run_with_parent.py")), str(ended)]
         traces = [str(folder / self._prefix) for folder in (self.options.shared_memory, Path(tempfile.gettempdir()))]
-        server = [str(facts.bundle.binary), *self._arguments(private / "backends")]
+        repository = self.options.repository.resolve()
+        if not machine.is_plain(repository):
+            (private / "repository").symlink_to(repository)
+            repository = private / "repository"
+        server = [str(facts.bundle.binary), *self._arguments(repository, private / "backends")]
         environment = {
             **os.environ,
             "PATH": os.pathsep.join([str(private / "environment/bin"), os.environ.get("PATH", os.defpath)]),
@@ -230,10 +246,10 @@ class TritonServer:
             )
         os.close(ended)
 
-    def _arguments(self, backends: Path) -> list[str]:
+    def _arguments(self, repository: Path, backends: Path) -> list[str]:
         options, key = self.options, secrets.token_hex(16)
         arguments = {
-            "model-repository": options.repository.absolute(),
+            "model-repository": repository,
             "backend-directory": backends,
             "exit-on-error": "true",
             "strict-readiness": "true",

@@ -21,6 +21,8 @@ MINIMUM_GLIBC = (2, 35)
 BUNDLE_REQUIREMENT = "nvidia-pytriton==0.7.0"
 
 MIB = 1024 * 1024
+#: Triton hands paths to a shell as they are.
+_PLAIN = re.compile(r"[A-Za-z0-9_./+,:=@%^~-]+")
 MULTIARCH_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
 
 
@@ -28,7 +30,8 @@ MULTIARCH_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr
 class ServerPython:
     """The environment in which Triton runs Python models: `folder` holds its `python3`, `version` is like `3.11`.
 
-    `home` holds the interpreter that the environment was made with, `packages` are where its packages are.
+    `home` holds the interpreter that the environment was made with, `packages` are where its packages are, `sources`
+    where this project's are, if not there.
     """
 
     folder: Path
@@ -38,6 +41,7 @@ class ServerPython:
     library_folders: tuple[Path, ...] = ()
     home: Path | None = None
     packages: tuple[Path, ...] = ()
+    sources: tuple[Path, ...] = ()
 
     @property
     def library(self) -> str:
@@ -130,6 +134,7 @@ def probe(python: Path) -> ServerPython:
         library_folders=tuple(map(Path, facts["library_folders"])),
         home=Path(facts["home"]),
         packages=tuple(map(Path, facts["packages"])),
+        sources=tuple(map(Path, facts["sources"])),
     )
 
 
@@ -168,6 +173,7 @@ def check(machine: Machine, shared_memory_bytes: int) -> None:
     check_python_version(machine)
     check_numpy(machine)
     check_libpython(machine)
+    check_paths(machine)
     check_shared_memory(machine, shared_memory_bytes)
 
 
@@ -235,6 +241,23 @@ def check_libpython(machine: Machine) -> None:
             hint=f"Install it (Debian, Ubuntu: `apt-get install libpython{machine.python.version}`), or use a Python "
             "that was built with `--enable-shared`.",
         )
+
+
+def check_paths(machine: Machine) -> None:
+    """The stub takes paths for ASCII, and the lists of folders that it is given are joined by colons."""
+    found = (machine.bundle.folder if machine.bundle else None, machine.libpython)
+    for path in (*machine.python.packages, *machine.python.sources, *filter(None, found)):
+        odd = next((c for c in str(path) if not c.isascii() or c == ":"), None)
+        if odd is not None:
+            raise ServerError(
+                f"Triton's Python models cannot be run from `{path}`: the path has the character `{odd}`",
+                hint="Make the server's environment, or the checkout that it is of, in a folder without it.",
+            )
+
+
+def is_plain(path: Path | str) -> bool:
+    """Whether a shell reads the path as it is."""
+    return _PLAIN.fullmatch(str(path)) is not None
 
 
 def check_shared_memory(machine: Machine, needed_bytes: int) -> None:

@@ -22,6 +22,7 @@ def version_of(package: str) -> str | None:
 
 def facts() -> dict[str, object]:
     """The fields of `preference_embedded.machine.ServerPython`, ready for JSON."""
+    ours = (importlib.util.find_spec(name) for name in ("preference_core", "preference_embedded"))
     pytriton = importlib.util.find_spec("pytriton")
     return {
         "version": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -29,6 +30,7 @@ def facts() -> dict[str, object]:
         "bundle": next(iter(pytriton.submodule_search_locations or ()), None) if pytriton else None,
         "home": os.path.dirname(os.path.realpath(getattr(sys, "_base_executable", sys.executable))),
         "packages": site.getsitepackages(),
+        "sources": [folder for spec in ours if spec for folder in spec.submodule_search_locations or ()],
         "library_folders": [str(sysconfig.get_config_var("LIBDIR")), f"{sys.base_prefix}/lib"],
     }
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preference_core.artefacts.contents import read_regular
+from preference_core.artefacts.manifest import read_manifest
 from preference_core.errors import ArtefactError
+from preference_core.tensors import release
 
 _COMMENT = re.compile(r"#.*")
 _COUNT = re.compile(r"\bcount\s*:\s*(\d+)")
@@ -38,6 +40,16 @@ def models_of(repository: Path) -> tuple[ServedModel, ...]:
 def ensembles_of(models: Sequence[ServedModel]) -> tuple[str, ...]:
     """Names of the ensembles, the only models that are for clients."""
     return tuple(model.name for model in models if model.instances == 0)
+
+
+def release_of(repository: Path) -> str:
+    """Which ensemble a repository holds, with its version and content; "" if its manifest does not say."""
+    try:
+        manifest = read_manifest(repository)
+    except ArtefactError:
+        return ""
+    name, version = (str(manifest.details.get(key, "")) for key in ("ensemble", "version"))
+    return release(name, version, str(manifest.made_from.get("content", ""))) if name and version else ""
 
 
 def _text_of(config: Path) -> str:

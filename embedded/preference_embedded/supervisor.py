@@ -1,4 +1,4 @@
-"""Watches a running server, restarts it when a part of it dies, and passes its log on to people.
+"""Watches a running server, restarts it when a part of it dies, and tells people what it says and does not serve yet.
 
 The bundled release notices neither that the process of a model died nor that it no longer answers: its health stays
 good, and requests fail. It knows nothing of commands or signals.
@@ -13,6 +13,8 @@ from preference_core.errors import ServerError
 from preference_embedded.server_log import LogLevel, entry, worth_showing
 
 INTERVAL_S = 0.2
+#: Between looks at whether another version was written meanwhile.
+LOOK_INTERVAL_S = 2.0
 #: A server that breaks down more often than this within the time is not restarted again.
 MAX_BREAKDOWNS = 3
 BREAKDOWN_PERIOD_S = 60.0
@@ -21,10 +23,16 @@ Say = Callable[[str], None]
 
 
 class Supervised(Protocol):
-    """What can be watched: `lost` says what broke, `restart` repairs it."""
+    """What can be watched: `lost` says what broke, `restart` repairs it.
+
+    `release` is what is served, `written_since` what stands in its place on the disk by now.
+    """
 
     log_file: Path
 
+    @property
+    def release(self) -> str: ...
+    def written_since(self) -> str: ...
     def lost(self) -> str | None: ...
     def restart(self) -> None: ...
 
@@ -36,6 +44,8 @@ def supervise(server: Supervised, until: Callable[[], bool], say: Say, log_level
     """
     log = LogReader(server.log_file, log_level)
     breakdowns: list[float] = []
+    told = ""
+    next_look_s = time.monotonic()
     while not until():
         for message in log.news():
             say(message)
@@ -50,7 +60,13 @@ def supervise(server: Supervised, until: Callable[[], bool], say: Say, log_level
                 )
             say(f"{reason}; restarting the server")
             server.restart()
-            say("the server is ready again")
+            say(f"the server is ready again: {server.release}" if server.release else "the server is ready again")
+        if time.monotonic() >= next_look_s:
+            next_look_s = time.monotonic() + LOOK_INTERVAL_S
+            written = server.written_since()
+            if written and written != told:
+                say(f"{written} was written; {server.release} is served until `preference-serve` is started again")
+            told = written
         time.sleep(INTERVAL_S)
 
 

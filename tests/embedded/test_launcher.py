@@ -187,3 +187,24 @@ def test_a_private_server_has_no_port_and_lets_nobody_else_in(
         answer = connect(server.grpc_url).ask("sums", {"ids": np.array([[1, 2]], np.int32)}, ["sums"])
         assert answer["sums"].tolist() == [[3.0, 2.0]]
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["with space", "par(en)", "é", "q'uo\"te", "dol$lar; echo &", "new\nline"])
+def test_a_repository_below_any_path_is_served(
+    models: Any, configs: Any, write_model: Any, hasty: Any, connect: Any, tmp_path: Path, name: str
+) -> None:
+    repository = tmp_path / name / "repository"
+    write_model(repository, "doubled", configs["doubled"], models["doubled"])
+    with TritonServer(hasty(repository, start_timeout_s=30)) as server:
+        answer = connect(server.grpc_url).ask("doubled", {"x": np.ones((1, 3), np.float32)}, ["y"])
+    assert answer["y"].tolist() == [[2, 2, 2]]
+
+
+def test_a_folder_for_temporary_files_that_a_shell_splits_is_refused_at_once(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a b").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a b"))
+    with pytest.raises(ServerError, match="characters that a shell reads otherwise") as caught:
+        TritonServer(Options(repository, verify=False)).start()
+    assert "TMPDIR" in str(caught.value.hint)

@@ -70,6 +70,8 @@ def test_one_missing_precondition_is_one_error_with_a_hint(
         ({"numpy": "2.4.6"}, "needs NumPy 1 .*; version 2.4.6 is installed", "'numpy<2'"),
         ({"numpy": None}, "needs NumPy 1 .*; none is installed", "'numpy<2'"),
         ({"folder": Path("/nowhere")}, "`/nowhere` has no `python3`", "python3 -m venv"),
+        ({"packages": (Path("/é/packages"),)}, "cannot be run from `/é/packages`: .* character `é`", "without it"),
+        ({"sources": (Path("/a:b/core"),)}, "cannot be run from `/a:b/core`: .* character `:`", "without it"),
     ],
 )
 def test_an_environment_that_the_stub_cannot_use_is_refused(

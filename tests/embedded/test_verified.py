@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,17 @@ CONFIG = """
 backend: "python"
 input [ { name: "x" data_type: TYPE_INT32 dims: [ 1 ] } ]
 output [ { name: "y" data_type: TYPE_INT32 dims: [ 1 ] } ]
+"""
+NO_OVERRIDE = "-dac_override,-dac_read_search"
+SERVE = """
+import sys
+from pathlib import Path
+from preference_core.errors import PreferenceError, describe
+from preference_embedded.launcher import Options, TritonServer
+try:
+    TritonServer(Options(Path(sys.argv[1]))).start()
+except PreferenceError as error:
+    print(describe(error))
 """
 HARMLESS = """
 class TritonPythonModel:
@@ -115,3 +127,27 @@ def test_what_was_planted_while_serving_is_refused_at_the_restart(repository: Pa
         with pytest.raises(ArtefactError, match=r"model\.py` was changed"):
             server.restart()
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("plant", "message", "hint"),
+    [
+        (lambda folder: (folder / "lost+found").mkdir(), "lost+found` is an empty folder", "use a folder below"),
+        (lambda folder: (folder / ".ipynb_checkpoints").mkdir(), ".ipynb_checkpoints` is an empty folder", "Remove it"),
+        (lambda folder: (folder / "quiet/.DS_Store").touch(), ".DS_Store` is not in the manifest", "Remove it."),
+        (lambda folder: (folder / "lost+found").mkdir(0), "lost+found` cannot be read", "use a folder beside"),
+        (lambda folder: (folder / "quiet/1/model.py").chmod(0), "model.py` cannot be read", "Make it readable"),
+    ],
+)
+def test_what_a_file_system_or_a_tool_left_and_what_is_unreadable_is_one_error(
+    repository: Path, plant: Callable[[Path], object], message: str, hint: str
+) -> None:
+    plant(repository)
+    # Root reads everything, except without these capabilities.
+    line = [] if os.getuid() else ["setpriv", f"--bounding-set={NO_OVERRIDE}", f"--inh-caps={NO_OVERRIDE}"]
+    ended = subprocess.run(
+        [*line, sys.executable, "-c", SERVE, str(repository)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.stdout.count("\n") == 2, ended.stdout + ended.stderr
+    assert message in ended.stdout.splitlines()[0]
+    assert hint in ended.stdout.splitlines()[1]

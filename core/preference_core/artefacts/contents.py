@@ -12,6 +12,10 @@ from pathlib import Path
 
 from preference_core.errors import ArtefactError
 
+#: Hints for what is in the way, `lost+found` of a file system among it.
+STRAY_FOLDER = "Remove it; `lost+found` cannot be removed: use a folder below the root of that file system."
+UNREADABLE = "Make it readable for the user that reads it; `lost+found` never is: use a folder beside it."
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -68,7 +72,7 @@ def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ArtefactError(f"`{folder}` cannot be read: {error.strerror}") from error
+        raise ArtefactError(f"`{folder}` cannot be read: {error.strerror}", hint=UNREADABLE) from error
 
 
 def _state(path: Path) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preference_core.artefacts.contents import contents_of, read_regular
+from preference_core.artefacts.contents import STRAY_FOLDER, UNREADABLE, contents_of, read_regular
 from preference_core.artefacts.replacement import replaced_file
 from preference_core.command import run_command
 from preference_core.errors import ArtefactError, ConfigError, UserError
@@ -191,7 +191,7 @@ def verify(
     for name in sorted(present.keys() - listed.keys()):
         raise ArtefactError(
             f"`{folder / name}` is not in the manifest",
-            hint="Remove it: Python would run it." if "__pycache__" in name.split("/") else hint,
+            hint="Remove it: Python would run it." if "__pycache__" in name.split("/") else "Remove it.",
         )
     for name, record in sorted(listed.items()):
         if name not in present:
@@ -199,7 +199,10 @@ def verify(
         size = present[name].stat().st_size
         if size != record.bytes:
             raise ArtefactError(f"`{folder / name}` has {size} bytes, its manifest says {record.bytes}", hint=hint)
-        digest = sha256_of(present[name])
+        try:
+            digest = sha256_of(present[name])
+        except OSError as error:
+            raise ArtefactError(f"`{folder / name}` cannot be read: {error.strerror}", hint=UNREADABLE) from error
         if digest != record.sha256:
             raise ArtefactError(
                 f"`{folder / name}` was changed: its SHA-256 is {digest}, its manifest says {record.sha256}", hint=hint
@@ -209,7 +212,7 @@ def verify(
     empty = {path.relative_to(folder).as_posix() for path in contents_of(root).empty_folders}
     listed_empty = {name for name in manifest.empty_folders if _is_below(name, below)}
     for name in sorted(empty - listed_empty):
-        raise ArtefactError(f"`{folder / name}` is an empty folder that is not in the manifest", hint="Remove it.")
+        raise ArtefactError(f"`{folder / name}` is an empty folder that is not in the manifest", hint=STRAY_FOLDER)
     for name in sorted(listed_empty - empty):
         raise ArtefactError(f"`{folder / name}` is missing", hint=hint)
     return manifest
