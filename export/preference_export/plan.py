@@ -13,6 +13,7 @@ from preference_core.artefacts.artefact import Artefact
 from preference_core.artefacts.manifest import FILE_NAME, Manifest
 from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError, SystemFailure
+from preference_export.checkpoint.architecture import check_scores, scores_of
 from preference_export.checkpoint.job import Job
 from preference_export.checkpoint.source import source_of
 from preference_export.engine import artefact as engines
@@ -67,7 +68,9 @@ def plan_of(job: Job[Member]) -> MemberPlan:
     """The plan for one member. Raises where its shapes are known from nowhere."""
     member, shapes, sequences = job.member, job.shapes(), job.config.serving.max_batch_size
     parameters = shapes.embedding + shapes.gemms + shapes.others
-    scores = sequences * shapes.heads * min(block_size(member.max_tokens), member.max_tokens) * member.max_tokens
+    attention = shapes.heads, sequences, member.max_tokens, block_size(member.max_tokens)
+    if member.engine == "tensorrt":
+        check_scores(*attention)
     return MemberPlan(
         member=member.name,
         base=member.base,
@@ -82,7 +85,7 @@ def plan_of(job: Job[Member]) -> MemberPlan:
         export_memory_bytes=IDLE_BYTES + BYTES_PER_MERGED_WEIGHT * shapes.largest,
         check_memory_bytes=IDLE_BYTES + FLOAT_BYTES * parameters,
         missing=tuple(_missing(member)),
-        scores_bytes=FLOAT_BYTES * scores,
+        scores_bytes=FLOAT_BYTES * scores_of(*attention),
         profiles=profiles_of(member.max_tokens, sequences) if member.engine == "tensorrt" else (),
     )
 

@@ -31,6 +31,7 @@ def test_a_hub_id_is_fetched_at_its_revision_without_any_pickle(monkeypatch, tmp
         "hub_id": "google/gemma-2-9b-it",
         "revision": "v1",
         "allow_patterns": ["*.json", "*.safetensors"],
+        "local_files_only": False,
     }
     assert (found.folder, found.commit) == (Path(tmp_path / COMMIT), COMMIT)
 

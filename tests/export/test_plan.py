@@ -212,6 +212,30 @@ def test_a_repository_waits_for_a_comparison_that_was_never_made(project):
     assert (told["check"], told["repository"]) == ("not compared yet", "`gemma` is to be compared")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("model_type", "bloom", "Architecture `bloom` is not supported"), ("hidden_size", "wide", None)],
+)
+def test_a_dry_run_refuses_an_architecture_that_the_run_would_refuse(project, key, value, said):
+    path = project.folder / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError) as caught:
+        project.run("all")
+    if said is None:  # what only Transformers can tell
+        assert dry_run(project)["onnx"] == "`inputs` changed (base)"
+        return
+    with pytest.raises(UserError) as too:
+        project.run("all", "--dry-run")
+    assert too.value.message == caught.value.message == said
+
+
+def test_a_dry_run_refuses_a_batch_that_tensorrt_cannot_hold(project):
+    project.edit("max_tokens = 48", 'max_tokens = 8192\nengine = "tensorrt"')
+    project.edit("max_batch_size = 8", "max_batch_size = 4096")
+    with pytest.raises(UserError, match="attention scores per block; a tensor of TensorRT holds"):
+        project.run("all", "--dry-run")
+
+
 def test_a_dry_run_refuses_weights_that_are_not_fitted_yet_after_saying_what_the_run_takes(project):
     project.edit("[data]", '[combine]\ninclude = "weights.toml"\n\n[data]')
     result = CliRunner().invoke(app, ["all", "ensemble.toml", "--dry-run"])

@@ -12,7 +12,7 @@ import typer
 
 from preference_core.ensemble.loading import ConfigFile, load_config, read_config_file
 from preference_core.ensemble.settings import Config
-from preference_core.errors import UserError, nearest
+from preference_core.errors import UserError
 from preference_core.structure import plain
 from preference_training.battles.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
 from preference_training.battles.rows import read_battles, read_labelled
@@ -82,9 +82,7 @@ def predict_command(
     from preference_training.evaluation.predict import predict
 
     settings = _config_before_weights(read_config_file(config))
-    names = [each.name for each in settings.members]
-    if member is not None and member not in names:
-        raise UserError(f"There is no member `{member}`", hint=nearest(member, names))
+    members = settings.members if member is None else (settings.member(member),)
     source = _named(battles, settings, config, "validation")
     target = output or settings.folders.validation_predictions
     if output is None and (battles or member or swapped):
@@ -96,7 +94,6 @@ def predict_command(
     read = read_battles(source)
     if swapped:
         read = {identity: battle.swapped() for identity, battle in read.items()}
-    members = [each for each in settings.members if member in (None, each.name)]
     with bars("predict") as report:
         write_predictions(target, predict(settings, read, members, batch_size, report), settings.labels)
     notes.print(f"{target}: {len(read):,} battles")

@@ -9,10 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from preference_core.artefacts.git_lfs import pull_hint
 from preference_core.errors import UserError
@@ -128,24 +125,28 @@ class Architecture:
         hides = self.sliding_window is not None and self.sliding_window < max_tokens
         return self if hides else replace(self, sliding_window=None)
 
-    def scores(self, sequences: int, max_tokens: int, block: int) -> int:
-        """Attention scores of `block` queries of each of `sequences`: the largest tensor there is."""
-        return sequences * self.heads * min(block, max_tokens) * max_tokens
 
-    def check_scores(self, sequences: int, max_tokens: int, block: int) -> None:
-        """Raises where TensorRT could not hold the scores: tensors of 2**31 elements fail to build or to run."""
-        scores = self.scores(sequences, max_tokens, block)
-        if scores > MOST_ELEMENTS:
-            fitting = MOST_ELEMENTS // self.scores(1, max_tokens, block)
-            raise ArchitectureError(
-                f"A batch of {sequences} times {max_tokens} tokens has {scores:,} attention scores per block; "
-                f"a tensor of TensorRT holds {MOST_ELEMENTS:,}",
-                hint=f"Set `serving.max_batch_size` to {fitting} or less, or lower `max_tokens`.",
-            )
+def scores_of(heads: int, sequences: int, max_tokens: int, block: int) -> int:
+    """Attention scores of `block` queries of each of `sequences`: the largest tensor there is."""
+    return sequences * heads * min(block, max_tokens) * max_tokens
+
+
+def check_scores(heads: int, sequences: int, max_tokens: int, block: int) -> None:
+    """Raises where TensorRT could not hold the scores: tensors of 2**31 elements fail to build or to run."""
+    scores = scores_of(heads, sequences, max_tokens, block)
+    if scores > MOST_ELEMENTS:
+        fitting = MOST_ELEMENTS // scores_of(heads, 1, max_tokens, block)
+        raise ArchitectureError(
+            f"A batch of {sequences} times {max_tokens} tokens has {scores:,} attention scores per block; "
+            f"a tensor of TensorRT holds {MOST_ELEMENTS:,}",
+            hint=f"Set `serving.max_batch_size` to {fitting} or less, or lower `max_tokens`.",
+        )
 
 
 def hugging_face_config(folder: Path) -> Any:
     """The `transformers` configuration of a checkpoint folder; no code from the checkpoint is ever run."""
+    from transformers import AutoConfig
+
     path = folder / "config.json"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -208,17 +209,22 @@ def _named(config: Any) -> Any:
     return NormalizedTextConfigWithGQA(config, allow_new=True, **FAMILIES[config.model_type].names)
 
 
-def _refuse_unsupported(config: Any) -> None:
-    if config.model_type == "gemma3":
+def check_family(model_type: str) -> None:
+    """Raises for an architecture that is not supported."""
+    if model_type == "gemma3":
         raise ArchitectureError(
             "Architecture `gemma3` reads images as well as text, which is not supported",
             hint="Its text part alone is (`gemma3_text`): save that as a checkpoint, and train on it.",
         )
-    if config.model_type not in FAMILIES:
+    if model_type not in FAMILIES:
         raise ArchitectureError(
-            f"Architecture `{config.model_type}` is not supported",
+            f"Architecture `{model_type}` is not supported",
             hint=f"Supported: {', '.join(f'`{kind}` ({family.title})' for kind, family in FAMILIES.items())}.",
         )
+
+
+def _refuse_unsupported(config: Any) -> None:
+    check_family(config.model_type)
     if getattr(config, "auto_map", None):
         raise ArchitectureError(
             "The checkpoint wants to run its own code (`auto_map` in config.json)",
@@ -269,6 +275,9 @@ def _refuse_rope(rope: Mapping[str, Any]) -> None:
 
 def _inverse_frequencies(config: Any, head_dim: int, kind: str | None) -> tuple[float, ...]:
     """Rotary frequencies as `transformers` computes them, to the last bit; of layers of one kind where these differ."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     rope = config.rope_parameters if kind is None else config.rope_parameters[kind]
     if rope["rope_type"] == "default":
         frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))

@@ -24,7 +24,7 @@ class Job(ABC, Generic[M_co]):
     """One member in one run of the command. `made` holds the manifests of its artefacts by kind, verified once.
 
     `calibration`, `exported` and `engine` are where its measured ranges, its ONNX model and its TensorRT engine lie.
-    What the two kinds of members do in different ways is abstract here, and in `preference_export.kinds`.
+    What the two kinds of members do differently is abstract here; `preference_export.kinds` has it.
     """
 
     config: Config

@@ -4,10 +4,11 @@ It needs no library that takes seconds, and reads no weights.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -15,6 +16,7 @@ from preference_core.ensemble.locations import read_json
 from preference_core.ensemble.published import BASES
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import CheckpointError
+from preference_export.checkpoint.architecture import check_family
 
 #: Parameters that the page of each published base states, its language-model head included, by the start of its hub id.
 PARAMETERS = {
@@ -62,14 +64,15 @@ def shapes_of(member: Classifier, labels: int) -> Shapes:
         return _published(member, labels)
     folder = folder or Path(member.base)
     table, stored = read_json(folder / "config.json"), dict(_stored(folder))
-    stored[HEAD] = labels * int(table.get("hidden_size", 0))
+    check_family(str(table.get("model_type")))
+    stored[HEAD] = labels * _count(table, "hidden_size")
     embedding = sum(count for name, count in stored.items() if name.endswith(EMBEDDING))
     gemms = [count for name, count in stored.items() if name.endswith(GEMM)]
     return Shapes(
         known_from="its config.json and the headers of its weights",
-        architecture=str(table.get("model_type")),
-        layers=int(table.get("num_hidden_layers", 0)),
-        heads=int(table.get("num_attention_heads", 0)),
+        architecture=table["model_type"],
+        layers=_count(table, "num_hidden_layers"),
+        heads=_count(table, "num_attention_heads"),
         embedding=embedding,
         gemms=sum(gemms),
         others=sum(stored.values()) - embedding - sum(gemms),
@@ -81,6 +84,11 @@ def shapes_of(member: Classifier, labels: int) -> Shapes:
 def stored_weights(folder: Path) -> int:
     """All weights of a checkpoint but the language model's head, as far as its files can be read."""
     return sum(count for _, count in _stored(folder))
+
+
+def _count(table: Mapping[str, Any], key: str) -> int:
+    value = table.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, int]]:

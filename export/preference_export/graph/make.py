@@ -17,7 +17,7 @@ from preference_core.progress import BytesDone
 from preference_export.artefacts.names import DOUBTS, RANGES_FILE, WEIGHT_BYTES
 from preference_export.checkpoint.adapter import check_named_base, check_no_adapter, read_adapter
 from preference_export.checkpoint.adapter_names import EMBEDDING
-from preference_export.checkpoint.architecture import Architecture, architecture_of, hugging_face_config
+from preference_export.checkpoint.architecture import Architecture, architecture_of, check_scores, hugging_face_config
 from preference_export.checkpoint.doubts import doubts_of
 from preference_export.checkpoint.head_labels import check_head
 from preference_export.checkpoint.job import Job, Started
@@ -65,7 +65,8 @@ def open_member(job: Job[Classifier]) -> OpenedMember:
     published = hugging_face_config(source.base.folder)
     architecture = architecture_of(published).for_length(member.max_tokens)
     if member.engine == "tensorrt":
-        architecture.check_scores(config.serving.max_batch_size, member.max_tokens, block_size(member.max_tokens))
+        sequences, block = config.serving.max_batch_size, block_size(member.max_tokens)
+        check_scores(architecture.heads, sequences, member.max_tokens, block)
     dtypes = dtypes_of(member)
     model = classifier_without_data(architecture, len(config.labels))
     modules = linear_modules(model)
