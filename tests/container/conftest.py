@@ -256,3 +256,20 @@ def metrics() -> Callable[[], str]:
             return str(page.read().decode())
 
     return read
+
+
+@pytest.fixture
+def answers() -> Callable[[], bool]:
+    """Whether one battle is scored within 20 s."""
+
+    def ask() -> bool:
+        tensor = {"datatype": "BYTES", "shape": [1, 1], "data": ["one"]}
+        inputs = [tensor | {"name": name} for name in ("prompt", "response_a", "response_b")]
+        url = "http://127.0.0.1:18000/v2/models/preference_ensemble/infer"
+        try:
+            with urllib.request.urlopen(url, data=json.dumps({"inputs": inputs}).encode(), timeout=20) as answer:
+                return bool(json.loads(answer.read())["outputs"])
+        except OSError:
+            return False
+
+    return ask

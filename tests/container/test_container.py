@@ -6,8 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,18 +30,6 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
 def processes(stack: Any, name: str) -> list[str]:
     """Process ids, as the container counts, of the command called `name`."""
     return stack.engine("exec", stack.container, "python3", "-c", STUBS.replace("NAME", name)).split()  # type: ignore[no-any-return]
-
-
-def answers() -> bool:
-    """Whether one battle is scored within 20 s."""
-    tensor = {"datatype": "BYTES", "shape": [1, 1], "data": ["one"]}
-    inputs = [tensor | {"name": name} for name in ("prompt", "response_a", "response_b")]
-    url = "http://127.0.0.1:18000/v2/models/preference_ensemble/infer"
-    try:
-        with urllib.request.urlopen(url, data=json.dumps({"inputs": inputs}).encode(), timeout=20) as answer:
-            return bool(json.loads(answer.read())["outputs"])
-    except OSError:
-        return False
 
 
 def score(output: Path, battles: Path = ROOT / "build/demo/data/test.csv") -> "subprocess.Popen[bytes]":
@@ -121,7 +107,7 @@ def test_a_killed_server_comes_back(running: Any, eventually: Callable[..., None
     assert score(tmp_path / "predictions.csv").wait(120) == 0
 
 
-def test_a_server_that_lost_a_model_serves_again_after_a_restart(running: Any) -> None:
+def test_a_server_that_lost_a_model_serves_again_after_a_restart(running: Any, answers: Callable[[], bool]) -> None:
     assert answers()
     stubs = processes(running, "triton_python_backend_stub")
     running.engine("exec", running.container, "sh", "-c", f"kill -9 {' '.join(stubs)}")

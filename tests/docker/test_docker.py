@@ -133,7 +133,7 @@ def test_only_what_the_image_is_made_of_is_sent_to_the_builder() -> None:
     for source in " ".join(copied).split():
         assert any(path == source or path.startswith(f"{source}/") for path in allowed)
     for path in allowed:
-        assert (ROOT / path).exists()
+        assert any(ROOT.glob(path))
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt"])
