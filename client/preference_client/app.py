@@ -40,7 +40,7 @@ EXIT_CODES = """Exit codes: 0 every row was scored. 1 the server or the machine 
 there. 2 something given is wrong. 3 some rows failed, the others were scored. 129, 130, 143 stopped by SIGHUP, SIGINT,
 SIGTERM; the same command goes on from there. After 1, 2 and a stop, an older output is unchanged."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 def main() -> None:

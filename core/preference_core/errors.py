@@ -22,7 +22,8 @@ It knows nothing of where errors come from. Commands print `describe(error)` and
        |  +- UnavailableError
        |  +- DeadlineError
        +- ScoringError
-          +- PassingError
+       |  +- PassingError
+       +- Interrupted              Ctrl-C: exit code 130
 """
 
 from collections.abc import Iterable
@@ -109,6 +110,12 @@ class ScoringError(SystemFailure):
 
 class PassingError(ScoringError):
     """The server failed at one battle in a way that may pass: it is worth one more request."""
+
+
+class Interrupted(SystemFailure):
+    """Ctrl-C ended the command; the hint says what is kept."""
+
+    exit_code = 130
 
 
 def describe(error: PreferenceError) -> str:

@@ -36,7 +36,7 @@ DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 EXIT_CODES = """Exit codes: 0 stopped by SIGINT or SIGTERM, 1 the server or the machine failed, 2 something given is
 wrong; with --run that of COMMAND, 128 + N where signal N ended it."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 def main() -> None:

@@ -17,7 +17,13 @@ from preference_core.errors import UserError
 from preference_export import stages
 from preference_export.run import Run
 
-app = typer.Typer(epilog=TRACEBACK_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    epilog=TRACEBACK_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -54,7 +60,10 @@ def started(config: Path, as_json: bool, member: str | None = None) -> Iterator[
     """A run with the configuration of a file, or one member of it; what it noted is printed when it ends well."""
     settings = load_config(config)
     run = Run(settings if member is None else settings.alone(member), as_json)
-    yield run
+    try:
+        yield run
+    except KeyboardInterrupt as error:
+        raise run.interrupted() from error
     run.finish()
 
 
@@ -77,10 +86,7 @@ def init(
     typer.echo(f"init       {config.stem:<16} written: {config.as_posix()}")
     for line in left:
         typer.echo(f"fill in    {line}")
-    typer.echo(
-        f"hint: Compare the lines with GUESS with your training script; then `preference-export all {config}`.",
-        err=True,
-    )
+    typer.echo(f"hint: {AFTER_INIT} `preference-export all {config}`.", err=True)
 
 
 def _add_stage(stage: stages.Stage, about: str) -> None:

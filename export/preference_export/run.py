@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from preference_core.ensemble.settings import Config
-from preference_core.errors import escape_control_characters
+from preference_core.errors import Interrupted, escape_control_characters
 from preference_core.progress import BytesDone, StepDone
 
 
@@ -54,6 +54,16 @@ class Run:
         if not self.as_json:
             for line in lines:
                 typer.echo(f"{stage:<10} {name:<16} {escape_control_characters(line)}")
+
+    def interrupted(self) -> Interrupted:
+        """What Ctrl-C leaves: the artefacts that are finished, and nothing of the one under way."""
+        done = ", ".join(f"{result['stage']} {result['name']}" for result in self.results)
+        return Interrupted(
+            f"Interrupted; done: {done or 'nothing'}",
+            hint="The same command takes what is done as it is, and begins again with what was under way."
+            if done
+            else "The same command begins again.",
+        )
 
     def finish(self) -> None:
         """Prints the JSON object, if that was asked for."""

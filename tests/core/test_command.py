@@ -1,10 +1,13 @@
 """How every command of the project ends when it fails."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from preference_core.command import run_command
 
@@ -61,3 +64,28 @@ def test_what_stands_behind_two_dashes_belongs_to_another_command(monkeypatch):
 def test_every_command_says_its_version(command):
     line = [Path(sys.executable).with_name(command), "--version"]
     assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == f"{command} 0.1.0\n"
+
+
+def commands_of(name, command):
+    """Every command below a Typer application, with the arguments that lead to it."""
+    yield name, command
+    for below, subcommand in getattr(command, "commands", {}).items():
+        yield from commands_of((*name, below), subcommand)
+
+
+@pytest.mark.parametrize(
+    "package", ["preference_client", "preference_embedded", "preference_export", "preference_training"]
+)
+def test_help_shows_every_word_of_every_text(package, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 1000)
+    app = importlib.import_module(f"{package}.app").app
+    for name, command in commands_of((), typer.main.get_command(app)):
+        shown = CliRunner().invoke(app, [*name, "--help"]).stdout
+        texts = [
+            command.help or "",
+            command.epilog or "",
+            *(getattr(option, "help", None) or "" for option in command.params),
+        ]
+        for word in " ".join(texts).replace("`", "").split():
+            assert word in shown, f"{package} {' '.join(name)}: {word}"

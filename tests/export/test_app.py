@@ -12,6 +12,8 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from preference_core.artefacts.manifest import read_manifest, verify
+from preference_core.errors import Interrupted
+from preference_export import stages
 from preference_export.app import app, main
 from preference_export.original.whole import quiet_loading
 
@@ -106,3 +108,17 @@ def test_sources_are_written_without_engines(project):
         "combine_symmetric/1/model.py",
     }
     assert len(written) == 6 + 3
+
+
+def test_ctrl_c_says_what_is_done_and_what_the_next_run_makes_of_it(project, monkeypatch):
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "check", interrupted)
+    with pytest.raises(Interrupted, match="done: onnx gemma") as caught:
+        project.run("all")
+    monkeypatch.undo()
+    monkeypatch.chdir(project.folder)
+    assert caught.value.exit_code == 130
+    assert "takes what is done as it is" in caught.value.hint
+    assert not any(result["changed"] for result in project.run("all")["results"])

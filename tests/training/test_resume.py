@@ -1,6 +1,8 @@
 """A run that was killed goes on, and ends with the adapter of one that was not."""
 
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from preference_core.errors import SystemFailure
+from preference_core.errors import Interrupted, SystemFailure
 from preference_training.fit.adapter import adapter_stage
 from preference_training.fit.checkpoints import last_checkpoint
 from preference_training.fit.model import base_folder, classifier
+from preference_training.fit.parallel import fit_members
 from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import Recipe
 from preference_training.fit.trainer import fit
@@ -65,6 +68,35 @@ def test_a_resumed_run_ends_with_the_very_adapter_of_an_uninterrupted_one(genera
     assert weights.read_bytes() == whole
     assert not (Path(member.adapter) / "checkpoints").exists()
     assert not (Path(member.adapter) / ".begun").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_ends_training_with_a_checkpoint_where_the_same_command_goes_on(generated, jobs, capsys):
+    members = [replace(member, training=RECIPE) for member in generated.members[:2]]
+    steps = []
+
+    def report(name, step, total, values):
+        steps.append((name, step))
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background has it ignored
+    try:
+        with pytest.raises(Interrupted, match=r"checkpoint after step \d of 8 is kept") as caught:
+            fit_members(generated, members, jobs, report)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert caught.value.exit_code == 130
+    assert "Ctrl-C again" in capsys.readouterr().err
+    first = members[0] if jobs == 1 else next(m for m in members if f"`{m.name}`" in caught.value.message)
+    folder = Path(first.adapter)
+    (kept,) = folder.parent.glob(f".{folder.name}.part/checkpoints/checkpoint-*")
+    again = []
+    fit_members(generated, members, jobs, lambda name, step, *_: again.append((name, step)))
+    assert min(step for name, step in again if name == first.name) == int(kept.name.rpartition("-")[2]) + 1
+    assert all((Path(member.adapter) / "adapter_model.safetensors").is_file() for member in members)
 
 
 def test_a_run_of_another_recipe_begins_again(generated):

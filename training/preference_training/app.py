@@ -36,7 +36,12 @@ from preference_training.synthetic.generate import (
 from preference_training.terminal.messages import is_up_to_date, make_stage, notes, say
 
 app = typer.Typer(
-    help=__doc__, epilog=TRACEBACK_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="From battles to adapters, weights and reports.",
+    epilog=TRACEBACK_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]

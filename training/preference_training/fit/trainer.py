@@ -22,7 +22,7 @@ from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.metrics import accuracy, log_loss
 from preference_core.ensemble.settings import Classifier, Config
 from preference_core.ensemble.targets import unmatched_targets
-from preference_core.errors import ConfigError, SystemFailure
+from preference_core.errors import ConfigError, Interrupted, SystemFailure
 from preference_training.battles.identities import read_identities
 from preference_training.battles.rows import read_labelled
 from preference_training.fit.adapter import train_file
@@ -52,11 +52,13 @@ def fit(
     member: Classifier,
     report: Report,
     seconds_between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Trains `member` and writes its adapter into `folder`; returns what was measured.
 
     Continues from the last checkpoint if a run that was killed left one in `folder`, and ends with the same adapter.
-    Raises `SystemFailure` where the machine cannot run the recipe or the loss is no longer finite.
+    Raises `SystemFailure` where the machine cannot run the recipe or the loss is no longer finite, and `Interrupted`
+    with a checkpoint after the step at which `stop` said so.
     """
     recipe = recipe_of(member)
     check_machine(member, recipe)
@@ -67,7 +69,7 @@ def fit(
     with quiet_transformers():
         model = classifier(base, member, recipe, len(config.labels), identities)
     _warn(member, unmatched_targets(recipe.target_modules, linear_modules(model)))
-    checkpoints = folder / "checkpoints"
+    checkpoints, saving = folder / "checkpoints", Checkpoints(seconds_between_checkpoints, stop)
     trainer = MemberTrainer(
         model=model,
         args=_arguments(recipe, checkpoints, len(examples)),
@@ -75,13 +77,19 @@ def fit(
         train_dataset=TrainingBattles(examples, recipe.swap_probability, recipe.seed),
         eval_dataset=held_out,
         compute_metrics=_metrics,
-        callbacks=[*_callbacks(folder, member, recipe, held_out, report), Checkpoints(seconds_between_checkpoints)],
+        callbacks=[*_callbacks(folder, member, recipe, held_out, report), saving],
     )
     trainer.recipe = recipe
     trainer.remove_callback(PrinterCallback)
     resumed = last_checkpoint(checkpoints)
     with quiet_transformers():
         result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        if saving.stopped:
+            step, steps = trainer.state.global_step, trainer.state.max_steps
+            raise Interrupted(
+                f"The training of `{member.name}` was interrupted; a checkpoint after step {step} of {steps} is kept",
+                hint="The same command continues there; members that were done are kept.",
+            )
         trainer.remove_callback(TensorBoardCallback)  # it has closed its log, and would begin another one
         measured = {"train_loss": result.training_loss, **_final(trainer, held_out)}
     if recipe.tensorboard:
