@@ -26,8 +26,40 @@ It knows nothing of where errors come from. Commands print `describe(error)` and
        +- Interrupted              Ctrl-C: exit code 130
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+
+#: What Transformers, PEFT, Triton and others call the keys of a configuration.
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "adapter": ("lora", "peft", "adapter_path", "adapters", "lora_path", "checkpoint"),
+    "alpha": ("lora_alpha",),
+    "base": ("model", "model_name", "base_model", "base_model_name_or_path", "model_id", "path"),
+    "batch_size": ("per_device_train_batch_size", "train_batch_size", "bs"),
+    "dropout": ("lora_dropout",),
+    "engine": ("backend", "runtime"),
+    "epochs": ("num_train_epochs", "num_epochs"),
+    "evaluation_batch_size": ("per_device_eval_batch_size", "eval_batch_size"),
+    "gpus": ("device", "devices", "gpu", "cuda", "device_map"),
+    "head_labels": ("id2label", "label2id"),
+    "instances": ("instance_group", "count", "replicas"),
+    "labels": ("classes", "num_labels"),
+    "learning_rate": ("lr",),
+    "max_gradient_norm": ("max_grad_norm", "grad_clip", "clip_grad_norm"),
+    "max_tokens": ("max_length", "max_len", "max_seq_length", "max_seq_len", "model_max_length"),
+    "member": ("members", "models"),
+    "precision": ("dtype", "torch_dtype", "bf16", "fp16"),
+    "quantisation": ("quantization", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"),
+    "rank": ("r", "lora_r", "lora_rank"),
+    "sample": ("calibration", "calibration_data"),
+    "schedule": ("lr_scheduler_type", "scheduler"),
+    "seed": ("random_state",),
+    "template": ("prompt_template", "chat_template", "format"),
+    "test": ("eval", "evaluation"),
+    "truncation": ("truncation_side",),
+    "validation": ("val", "valid", "dev"),
+    "warmup_ratio": ("warmup_steps", "warmup"),
+    "weights": ("weight", "ratios"),
+}
 
 
 class PreferenceError(Exception):
@@ -134,10 +166,8 @@ def escape_control_characters(text: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence naming what `name` was probably meant to be, else what is known."""
     known = sorted(known)
-    close = get_close_matches(name, known, n=1)
-    if not close:  # `lr` for `learning_rate`, `r` for `rank`
-        short = [key for key in known if name == "".join(word[:1] for word in key.split("_"))]
-        close = short if len(short) == 1 else []
+    close = [key for key in known if name.casefold() in OTHER_NAMES.get(key, ())]
+    close = close or get_close_matches(name.casefold(), known, n=1)
     if close:
         return f"Did you mean `{close[0]}`?"
     return f"Known: {', '.join(f'`{k}`' for k in known)}." if known else "Nothing is allowed here."

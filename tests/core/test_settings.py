@@ -1,10 +1,11 @@
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from preference_core.ensemble.loading import load_config, read_config_file
 from preference_core.ensemble.settings import Classifier, Config, LengthBaseline
-from preference_core.errors import ConfigError, nearest
+from preference_core.errors import OTHER_NAMES, ConfigError, nearest
 from preference_core.structure import plain, structure
 
 MINIMAL = """
@@ -229,6 +230,15 @@ def test_a_byte_order_mark_before_the_configuration_is_no_part_of_it(load):
     assert load("\ufeff" + MINIMAL).name == "tiny"
 
 
-@pytest.mark.parametrize(("short", "meant"), [("lr", "learning_rate"), ("r", "rank"), ("mt", "max_tokens")])
-def test_an_abbreviation_finds_the_key_that_it_stands_for(short, meant):
-    assert nearest(short, ["learning_rate", "rank", "max_tokens", "epochs"]) == f"Did you mean `{meant}`?"
+@pytest.mark.parametrize(
+    ("other", "meant"),
+    [("lr", "learning_rate"), ("r", "rank"), ("num_train_epochs", "epochs"), ("max_length", "max_tokens")],
+)
+def test_what_other_projects_call_a_key_is_understood(other, meant):
+    known = ["learning_rate", "rank", "max_tokens", "epochs", "max_gradient_norm"]
+    assert nearest(other, known) == f"Did you mean `{meant}`?"
+
+
+def test_every_key_that_other_projects_call_otherwise_is_one_of_a_configuration():
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert [key for key in OTHER_NAMES if f"| `{key}` |" not in page] == []

@@ -122,3 +122,21 @@ def test_ctrl_c_says_what_is_done_and_what_the_next_run_makes_of_it(project, mon
     assert caught.value.exit_code == 130
     assert "takes what is done as it is" in caught.value.hint
     assert not any(result["changed"] for result in project.run("all")["results"])
+
+
+@pytest.mark.slow
+def test_paths_with_spaces_brackets_and_accents_are_exported(project, monkeypatch):
+    """The working directory, base, adapter, sample, configuration and the ensemble's own name."""
+    odd = project.folder.rename(project.folder.with_name("é (1) mon dossier [x]"))
+    monkeypatch.chdir(odd)
+    for name in ("base", "adapter"):
+        (odd / name).rename(odd / f"{name} (é) 1")
+    (odd / "battles.csv").rename(odd / "battles #é (1).csv")
+    shutil.rmtree(odd / "build")
+    text = "\ufeff" + (odd / "ensemble.toml").read_text(encoding="utf-8")
+    for name in ("base", "adapter"):
+        text = text.replace(f'= "{name}"', f'= "{name} (é) 1"')
+    (odd / "my (é) file.toml").write_text(text.replace("battles.csv", "battles #é (1).csv"), encoding="utf-8")
+    run = CliRunner().invoke(app, ["all", "my (é) file.toml", "--json"], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    assert (odd / "build" / "tiny" / "repository" / "gemma").is_dir()

@@ -89,6 +89,15 @@ def test_an_adapter_without_its_head(make, base, adapter):
         make.weights(base, adapter)
 
 
+@pytest.mark.parametrize("name", ["score.0.weight", "classifier.weight", "base_model.model.score.weight"])
+def test_an_adapter_whose_head_is_called_otherwise_is_told_so(make, base, adapter, name):
+    head = "base_model.model.score.weight"
+    change_tensors(adapter, lambda tensors: tensors.update({f"base_model.model.{name}": tensors.pop(head)}))
+    with pytest.raises(AdapterError, match="has no classification head") as caught:
+        make.weights(base, adapter)
+    assert f"It holds `{name}`" in caught.value.hint
+
+
 def test_an_adapter_that_names_another_base_on_the_hub(make, base, adapter):
     change_settings(adapter, base_model_name_or_path="meta-llama/Meta-Llama-3-8B")
     read = read_adapter(adapter, linear_modules_of(base))

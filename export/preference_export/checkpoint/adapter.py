@@ -133,9 +133,12 @@ def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
     heads = HEAD_MODULES if config.task_type == "SEQ_CLS" else ()
     parts, saved = _sorted_tensors(folder, names, {*(config.modules_to_save or ()), *heads}, config.bias != "none")
     if HEAD not in saved:
+        others = [name for name in saved if not name.startswith("model.")]
         raise AdapterError(
             f"Adapter `{folder}` (task type {config.task_type}) has no classification head: no tensor `{HEAD}`",
-            hint="Train it with task_type SEQ_CLS, so that PEFT saves `score` in modules_to_save.",
+            hint=f"It holds `{others[0]}`: a head is one linear layer called `score`, and PEFT wraps a model once."
+            if others
+            else "Train it with task_type SEQ_CLS, so that PEFT saves `score` in modules_to_save.",
         )
     adaptable = [name for name in (EMBEDDED, *linear_modules) if f"{name}.weight" not in saved or name in parts]
     _check_targets(folder, config, parts, adaptable)
