@@ -38,6 +38,7 @@ Against = Annotated[
 ]
 Battles = Annotated[Path | None, typer.Option(help="The battles that were scored; without it, `data.sample`.")]
 OneMember = Annotated[str | None, typer.Option("--member", help="This member alone.")]
+AFTER_INIT = "Fill in what is left, and compare each line with GUESS with your training script; then"
 NOTHING_FOUND = (
     "None of the usual causes explains it (text, special tokens, truncation, order of labels or responses). Compare "
     "the ids of one battle with those of your script: `preference-export check CONFIG` prints an example."
