@@ -59,6 +59,22 @@ def test_what_was_exported_from_the_hub_is_assembled_without_it(hub_project, mon
     assert hub_project.run("repository")["results"][0]["changed"] is False
 
 
+def test_a_dry_run_looks_into_the_cache_and_never_asks_the_hub(hub_project, monkeypatch):
+    asked = []
+    download = huggingface_hub.snapshot_download
+
+    def noted(name, **options):
+        asked.append(options["local_files_only"])
+        return download(name, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", noted)
+    assert not any(result["changed"] for result in hub_project.run("all", "--dry-run")["results"])
+    hub_project.edit(f'\nrevision = "{FIRST}"', f'\nrevision = "{SECOND}"')
+    told = hub_project.run("all", "--dry-run")["results"][0]
+    assert told["because"] == "`inputs` changed (base)"
+    assert set(asked) == {True}
+
+
 def test_another_revision_with_the_same_files_is_noted_and_nothing_is_exported_again(hub_project):
     hub_project.edit(f'\nrevision = "{FIRST}"', f'\nrevision = "{SAME}"')
     results = hub_project.run("all")["results"]
