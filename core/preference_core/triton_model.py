@@ -44,7 +44,7 @@ class ModelContext:
 def model_context(args: Mapping[str, str]) -> ModelContext:
     """Context of a model from the arguments of its `initialize`; verifies the model's files against the manifest."""
     folder = Path(args["model_repository"])
-    # What is given may be the launcher's link to a path that Triton cannot read; a link is no artefact.
+    # What is given may be the launcher's link to a path that Triton cannot read; a link is not an artefact.
     manifest = verify(folder.parent.resolve(), kind=REPOSITORY, below=folder.name)
     parameters = json.loads(args["model_config"]).get("parameters", {})
     values = {name: str(value["string_value"]) for name, value in parameters.items()}

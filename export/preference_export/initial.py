@@ -138,7 +138,7 @@ def _of_adapter(name: str, base: str | None) -> Found:
     folder = Path(name)
     if is_hub_id(name):
         raise UserError(
-            f"`{name}` is no folder: an adapter's own files are read here",
+            f"`{name}` is not a folder: an adapter's own files are read here",
             hint=f"Fetch it: `hf download {name} --local-dir {folder.name}`.",
         )
     check_folder(folder)

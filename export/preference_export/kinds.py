@@ -26,7 +26,7 @@ READ_BY = ("template", "special_tokens", "max_tokens", "truncation", "base_round
 
 
 def jobs_of(config: Config) -> list[Job[Member]]:
-    """One for each member."""
+    """A job for each member."""
     return [
         LengthJob(config, member) if isinstance(member, LengthBaseline) else ClassifierJob(config, member)
         for member in config.members

@@ -1,6 +1,6 @@
-"""What making an ensemble needs of this machine, asked of all members before anything is fetched, read or written.
+"""What this machine must have to make an ensemble, checked for all members before anything is fetched or written.
 
-Each need is one error with a hint. What only the weights can tell is refused where they are read.
+Each check raises one error with a hint. What only the weights can tell is refused where they are read.
 """
 
 import shutil
@@ -25,7 +25,7 @@ def checkpoints(config: Config) -> None:
 
 
 def calibration(config: Config) -> None:
-    """ModelOpt is installed, if there is a member whose ranges were never measured."""
+    """ModelOpt is installed, if the ranges of a member were never measured."""
     for member in config.members:
         measured = (config.folders.calibration(member.name) / FILE_NAME).is_file()
         if dtypes_of(member).calibrated and not measured and find_spec("modelopt") is None:
@@ -35,18 +35,18 @@ def calibration(config: Config) -> None:
 
 
 def sample(config: Config) -> None:
-    """There are sample battles; they are read if there is a member that was never exported."""
+    """There are sample battles; they are read if a member was never exported."""
     (checked_sample if _never_exported(config) else sample_of)(config)
 
 
 def tensorrt(config: Config) -> None:
-    """TensorRT is installed and builds engines here, if there is a member that it serves."""
+    """TensorRT is installed and can build engines here, if it serves a member."""
     for member in _served_by_tensorrt(config):
         builder, logger = tensorrt_module().Builder, tensorrt_module().Logger
         try:
             if gpu_architecture(member) == NO_GPU:
                 builder(logger())
-        except TypeError as error:  # what its bindings make of a builder that is null
+        except TypeError as error:  # its bindings' answer to a null builder
             raise UserError(
                 f"TensorRT cannot build the engine of `{member.name}`: this machine has no GPU", hint=GPU_HINT
             ) from error
@@ -64,7 +64,7 @@ def compared_engines(config: Config) -> None:
 
 
 def room(config: Config) -> None:
-    """The disk holds the members that were never exported, as far as their bases are on this machine."""
+    """The disk has room for members that were never exported, where their bases are on this machine."""
     place = next(folder for folder in config.folders.root.absolute().parents if folder.is_dir())
     needed, free = sum(map(_bytes_written, _never_exported(config))), shutil.disk_usage(place).free
     if needed > free:
@@ -83,7 +83,7 @@ def _served_by_tensorrt(config: Config) -> list[Member]:
 
 
 def _bytes_written(member: Member) -> int:
-    """At least what the graph's weights take, and the engine's; 0 where the base is not on this machine."""
+    """The least that the graph's weights and the engine take; 0 where the base is not on this machine."""
     folder = member.base_location.folder_with("config.json")
     written = dtypes_of(member).bytes_of(stored_weights(folder)) if folder else 0
     return written * (2 if member.engine == "tensorrt" else 1)

@@ -31,7 +31,7 @@ IDLE_BYTES = 1024**3
 #: float32 weight, change and sum, the rounded result, and what is hashed and written meanwhile.
 BYTES_PER_MERGED_WEIGHT = 32
 FLOAT_BYTES = 4
-NOT_MADE = "it was never made"
+NOT_MADE = "it does not exist yet"
 #: Stage, name, folder, and why it is to be made: empty where it is up to date.
 Note = tuple[str, str, Path, str]
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
@@ -65,7 +65,7 @@ class MemberPlan:
 
 
 def plan_of(job: Job[Member]) -> MemberPlan:
-    """The plan for one member. Raises where its shapes are known from nowhere."""
+    """The plan for one member. Raises if nothing here says what its shapes are."""
     member, shapes, sequences = job.member, job.shapes(), job.config.serving.max_batch_size
     parameters = shapes.embedding + shapes.gemms + shapes.others
     attention = shapes.heads, sequences, member.max_tokens, block_size(member.max_tokens)
@@ -141,7 +141,7 @@ def _look(job: Job[Member], folder: Path, artefact_of: Callable[[Job[Member]], A
     try:
         job.source = source_of(job.member, offline=True)
     except SystemFailure:
-        return "its checkpoint is to be fetched"
+        return "its checkpoint is not on this machine yet"
     return _state(artefact_of(job), job.made)
 
 

@@ -32,7 +32,7 @@ Look = Callable[[Config], object]
 
 
 def each_member(run: Run, stage: Stage) -> None:
-    """One stage for all members, after a look at what it needs of this machine."""
+    """Runs one stage for all members, after checking what it needs of this machine."""
     looks: dict[Stage, Sequence[Look]] = {
         merge: [needs.checkpoints],
         calibrate: [needs.checkpoints, needs.sample, needs.calibration],
@@ -88,7 +88,7 @@ def engine(run: Run, job: Job[Member]) -> None:
 
 
 def check(run: Run, job: Job[Member], *, again: bool = True) -> None:
-    """Compares a member with the original, whether that was done before or not."""
+    """Compares a member with the original, `again` even where that was done before."""
     changed, subject = check_member(job, again=again)
     facts = {key: value for key, value in subject.manifest.parity.items() if key != "basis"}
     if changed:
@@ -144,7 +144,7 @@ def all_stages(run: Run, unchecked: bool, *, assemble: bool = True) -> None:
 
 
 def describe(run: Run) -> None:
-    """Says what exporting each member takes, whatever is there already."""
+    """Prints what exporting each member takes, whether it is up to date or not."""
     plans = [plan_of(job) for job in jobs_of(run.config)]
     run.more["plan"] = [plain(plan) for plan in plans]
     if not run.as_json:
@@ -175,7 +175,7 @@ def _all_needs(unchecked: bool) -> tuple[Look, ...]:
 
 
 def _jobs(run: Run, *needed: Look) -> list[Job[Member]]:
-    """One for each member, if all can be served as configured and this machine has what is needed for them."""
+    """A job for each member. Raises if one cannot be served as configured, or this machine lacks what it needs."""
     for look in (check_supported, *needed):
         look(run.config)
     return jobs_of(run.config)

@@ -53,8 +53,8 @@ def test_a_folder_wins_over_a_hub_id():
 @pytest.mark.parametrize(
     ("role", "place", "message", "hint"),
     [
-        ("base", ("google/gemma",), "`base` of `gemma` is .* a hub id needs a `revision`", "Pin a hub id: `revision ="),
-        ("adapter", ("checkpoints/lora",), "a hub id needs a `adapter_revision`", "preference-train fit"),
+        ("base", ("google/gemma",), "`base` of `gemma` is .* a hub id needs `revision`", "Pin a hub id: `revision ="),
+        ("adapter", ("checkpoints/lora",), "a hub id needs `adapter_revision`", "preference-train fit"),
         ("adapter", ("folder", "main"), "the folder `folder`, which has no `adapter_revision`", "Remove"),
         ("base", ("checkpoints/llama/missing",), "neither a folder nor a hub id", "working directory"),
     ],

@@ -85,7 +85,7 @@ def test_a_base_with_its_own_head_is_described_too(project, make):
         ([], "nothing to describe"),
         (["battles.csv", "--adapter", "adapter"], "already there"),
         (["--adapter", "base"], "holds no adapter"),
-        (["--adapter", "someone/an-adapter"], "is no folder"),
+        (["--adapter", "someone/an-adapter"], "is not a folder"),
         (["--adapter", "adapter", "--base", "base", "--base", "base"], "2 bases for 1 adapters"),
         (["--base", "base"], "has no classification head"),
     ],

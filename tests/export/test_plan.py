@@ -159,7 +159,7 @@ def test_a_dry_run_says_what_is_up_to_date(project):
 def test_a_dry_run_says_what_was_never_made(project):
     shutil.rmtree(project.folder / "build")
     assert dry_run(project) == {
-        "onnx": "it was never made",
+        "onnx": "it does not exist yet",
         "check": "`onnx` is to be made",
         "repository": "`gemma` is to be made",
     }

@@ -69,7 +69,7 @@ class Location:
             )
         if self.revision is None:
             raise CheckpointError(
-                f"{owner} is `{self.name}`: there is no such folder, and a hub id needs a `{key}`",
+                f"{owner} is `{self.name}`: there is no such folder, and a hub id needs `{key}`",
                 hint=f"{written_by}Pin a hub id: `{key} = ...`, the commit shown on its page.",
             )
         return True

@@ -48,7 +48,7 @@ class Job(ABC, Generic[M_co]):
         return input_hashes(self.source)
 
     def make(self, artefact: Artefact, fill: Callable[[Draft], None]) -> bool:
-        """Makes an artefact; False when it was there, made from the same."""
+        """Makes an artefact; False if it was there already, made from the same."""
         current = artefact.current()
         if current is None:
             with artefact.draft() as draft:

@@ -58,7 +58,7 @@ class Shapes:
 
 
 def shapes_of(member: Classifier, labels: int) -> Shapes:
-    """The shapes of a member with a head for `labels` labels. Raises where they are known from nowhere."""
+    """The shapes of a member with a head for `labels` labels. Raises if nothing here says what they are."""
     on_hub, folder = member.base_location.is_on_hub(), member.base_location.folder_with("config.json")
     if folder is None and on_hub:
         return _published(member, labels)

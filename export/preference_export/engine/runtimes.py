@@ -32,7 +32,7 @@ def tensorrt_module() -> Any:
 
 @cache
 def gpus() -> tuple[str, ...]:
-    """Compute capability of each GPU that torch can use, such as `sm_90`. The driver is asked: torch takes seconds."""
+    """Compute capability of each GPU that torch can use, such as `sm_90`. It asks the driver: torch takes seconds."""
     if _version_of_torch()["cuda"] is None:
         return ()
     try:
@@ -57,7 +57,7 @@ def gpu_architecture(member: Member) -> str:
 
 
 def use_gpu_of(member: Member) -> None:
-    """What follows is built and run on that GPU; without any there is nothing to do."""
+    """Builds and runs what follows on that GPU; does nothing without one."""
     if member.gpus and gpu_architecture(member) != NO_GPU:
         import torch
 

@@ -60,7 +60,7 @@ def subject_of(job: Job[Member]) -> Subject:
         raise CannotCheckError(
             f"Member `{member.name}` cannot be compared with the original model on this machine: "
             "ONNX Runtime does not run bf16 on a CPU",
-            hint="Run `preference-export check` where the engine runs, or leave it unchecked with `--unchecked`.",
+            hint="Run `preference-export check` where the engine runs, or serve it unchecked with `--unchecked`.",
         )
     return Subject(job.exported, exported_member(job), MODEL_FILE, f"onnxruntime {onnxruntime_version()} {provider}")
 
@@ -96,7 +96,7 @@ def why_check(job: Job[Member]) -> str:
 
 
 def _basis(job: Job[Member], subject: Subject) -> dict[str, Any]:
-    """All that decides what a comparison finds, beside the artefact and the original."""
+    """What the result of a comparison depends on, apart from the artefact and the original."""
     return {
         "limits": plain(limits_of(job.member.precision, job.member.parity)),
         "sample": sha256_of(sample_of(job.config)),
