@@ -24,12 +24,10 @@ from preference_client.retries import Patience
 from preference_client.rows import Failure
 from preference_client.scorer import DEFAULT_URL, Scorer
 from preference_client.writers import check_output, errors_path, schema_of
-from preference_core.artefacts.manifest import sha256_of
 from preference_core.battles.battle import InvalidText
 from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.errors import PreferenceError, SystemFailure, UserError, escape_control_characters
 from preference_core.files.formats import FormatName
-from preference_core.files.rows import STANDARD_INPUT
 
 EXIT_SOME_FAILED = 3
 EXIT_SIGNAL = 128
@@ -122,7 +120,6 @@ def score(
                 sys.stderr.write(f"warning: {escape_control_characters(reason)}; it is passed over until it answers\n")
             ensemble = scorer.ensemble
             run = {
-                "the input": _content_of(battles),
                 "--format": file_format,
                 "--id-column": id_column,
                 "--invalid-text": invalid_text,
@@ -149,21 +146,15 @@ def weights_of(text: str) -> dict[str, float]:
     return weights
 
 
-def _content_of(battles: str) -> str:
-    """What tells one input from another; for a stream, the rows themselves do."""
-    path = Path(battles)
-    return f"SHA-256 {sha256_of(path)}" if battles != STANDARD_INPUT and path.is_file() else "a stream"
-
-
 def _score_file(battles: BattleFile, scorer: Scorer, journal: Journal, submission: bool, stopping: "_Stopping") -> None:
     console, counts = Console(stderr=True), journal.counts
     if not battles.has_ids:
         console.print(f"`{battles.path}` has no column `id`: the rows are numbered from 1", markup=False)
+    rows = iter(battles)
+    journal.skip(rows)
     if counts.resumed:
         console.print(f"going on after {counts.resumed:,} rows that were scored before", markup=False)
-    rows = iter(battles)
     if not journal.is_complete:
-        journal.skip(rows)
         stopping.journal = journal
         with ScoringProgress(console, battles) as progress:
             for outcome in scorer.score_many(journal.noted(rows), counts.rows + 1, expected=scorer.ensemble):
@@ -206,7 +197,7 @@ def _summarise(counts: Counts, output: Path, ensemble: Ensemble, json_summary: b
 
 @dataclass
 class _Stopping:
-    """What a signal finds: the journal, once there is something to save."""
+    """What a signal, or an error, finds: the journal, once there is something to save."""
 
     journal: Journal | None = None
 
@@ -244,8 +235,9 @@ def _stopped_by_signals(output: Path) -> Iterator[_Stopping]:
     previous = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield stopping
-    except SystemFailure as error:
-        error.hint = " ".join(filter(None, (error.hint, stopping.resumable())))
+    except PreferenceError as error:
+        if isinstance(error, SystemFailure) or (stopping.journal is not None and stopping.journal.kept):
+            error.hint = " ".join(filter(None, (error.hint, stopping.resumable())))
         raise
     finally:
         for number, handler in previous.items():

@@ -51,8 +51,8 @@ class Mark:
 class Journal:
     """One run's way to `output`. Use it in a `with` statement: `skip` what is done, `add` the rest, then `finish`.
 
-    After an error of the machine or the server what was added is kept; after one of the user's it is removed, because
-    the same command would only meet it again.
+    Whatever ends it, what was added is kept. The input may have changed behind the rows that are done, as when the one
+    that failed was mended.
     """
 
     def __init__(self, output: Path, run: Mapping[str, Any], schema: Any, *, resume: bool = True) -> None:
@@ -96,13 +96,15 @@ class Journal:
         return self._mark.complete
 
     def skip(self, rows: Iterator[Row]) -> None:
-        """Reads the rows that are done, and makes sure that they are the same as then."""
+        """Reads the rows that are done, and makes sure that they are the same; if all were done, that none follows."""
         for _, row in zip(range(self.counts.rows), rows, strict=False):
             self._digest.update(_digest_of(row))
         if self.counts.rows and self._digest.hexdigest() != self._mark.read:
             raise UserError(
                 f"The first {self.counts.rows:,} rows of the input are not those that were scored", hint=START_AGAIN
             )
+        if self.is_complete and next(rows, None) is not None:
+            raise UserError(f"The input has more rows than the {self.counts.rows:,} that were scored", hint=START_AGAIN)
 
     def noted(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The same rows; what they are is noted, for their outcomes."""
@@ -165,7 +167,7 @@ class Journal:
     ) -> None:
         try:
             added = self.counts.rows > self.counts.resumed
-            if isinstance(error, UserError) and (added or not self.counts.rows):
+            if isinstance(error, UserError) and not self.counts.rows:
                 self._remove()
             elif error is not None and added and not self._mark.complete:
                 self._save()

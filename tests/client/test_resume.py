@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import signal
 import subprocess
 import threading
@@ -170,10 +171,8 @@ def test_what_changed_is_named_and_nothing_goes_on(
         assert "--no-resume" in hint
         return error
 
-    source.write_text(content + "x,a,b,c\n")
-    assert "the input was 'SHA-256" in refusal()
-    source.write_text(content.replace("prompt 1000", "prompt 999"))
-    assert "the input was 'SHA-256" in refusal()
+    source.write_text(content.replace("prompt 500", "prompt 501"))
+    assert "The first 500 rows of the input are not those that were scored" in refusal()
     source.write_text(content)
     assert "--weights was None, is 'gemma=1,llama=1'" in refusal("--weights", "gemma=1,llama=1")
     assert "--submission was False, is True" in refusal("--submission")
@@ -185,6 +184,43 @@ def test_what_changed_is_named_and_nothing_goes_on(
     assert "the server's content was '', is 'abc'" in refusal()
     del triton.parameters["content"]
     assert run(source, "-o", output, "--url", triton.url).exit_code == 0
+
+
+def test_a_row_that_is_mended_behind_those_that_were_scored_costs_none_of_them(
+    triton: Any, run: Any, battles_csv: Any, tmp_path: Path
+) -> None:
+    source, output, undisturbed = battles_csv(1000), tmp_path / "p.csv", tmp_path / "q.csv"
+    good = source.read_text()
+    for damaged, reason in (
+        (good.replace("prompt 800", "prompt \0"), "and a submission needs every row"),
+        (good.replace('"[""prompt 900""]",', ""), "line 901: "),
+    ):
+        source.write_text(damaged)
+        result = run(source, "-o", output, "--url", triton.url, "--submission")
+        assert (result.exit_code, reason in result.stderr) == (2, True), result.stderr
+        assert re.search(r"Resumable: [789]\d\d rows are kept", result.stderr), result.stderr
+    source.write_text(good)
+    sent = triton.received
+    result = run(source, "-o", output, "--url", triton.url, "--submission", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["resumed"] == 899
+    assert triton.received - sent == 101
+    assert run(source, "-o", undisturbed, "--url", triton.url, "--submission").exit_code == 0
+    assert output.read_bytes() == undisturbed.read_bytes()
+
+
+def test_rows_that_were_added_to_a_complete_run_are_not_forgotten(
+    triton: Any, run: Any, command: Any, battles_csv: Any, tmp_path: Path
+) -> None:
+    source, output = battles_csv(50), tmp_path / "p.csv"
+    dies = "import os\nos.replace = lambda *paths: os._exit(9)"
+    command(source, "-o", output, "--url", triton.url, before=dies).communicate(timeout=60)
+    with source.open("a") as file:
+        file.write("more,a,b,c\n")
+    result = run(source, "-o", output, "--url", triton.url)
+    assert (result.exit_code, "more rows than the 50 that were scored" in result.stderr) == (2, True), result.stderr
+    result = run(source, "-o", output, "--url", triton.url, "--no-resume")
+    assert (result.exit_code, len(output.read_text().splitlines())) == (0, 52)
 
 
 def test_no_resume_starts_again(triton: Any, run: Any, stop_at: Any, battles_csv: Any, tmp_path: Path) -> None:
