@@ -28,6 +28,7 @@ from preference_core.battles.battle import InvalidText
 from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.errors import PreferenceError, SystemFailure, UserError, escape_control_characters
 from preference_core.files.formats import FormatName
+from preference_core.files.predictions import ANSWERED_BY
 
 EXIT_SOME_FAILED = 3
 EXIT_SIGNAL = 128
@@ -127,7 +128,9 @@ def score(
                 "--weights": weights,
                 **{f"the server's {key}": value for key, value in asdict(ensemble).items()},
             }
-            schema = schema_of(ensemble.labels, ensemble.members, submission)
+            schema = schema_of(ensemble.labels, ensemble.members, submission).with_metadata(
+                {ANSWERED_BY: str(ensemble)}
+            )
             with Journal(output, json.loads(json.dumps(run)), schema, resume=resume) as journal:
                 _score_file(battle_file, scorer, journal, submission, stopping)
     _summarise(journal.counts, output, ensemble, json_summary)

@@ -1,6 +1,7 @@
 """What a model configuration asks of an ONNX engine, read from Triton's JSON form and held against the model file.
 
-The rules are those of Triton's C++ onnxruntime backend, so that what loads here loads there. It runs nothing.
+What loads here loads in Triton's C++ onnxruntime backend, and a valid request gets the same answer; what the two do
+with other requests is in `batching`. It runs nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence

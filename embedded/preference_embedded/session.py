@@ -1,4 +1,4 @@
-"""A model.onnx run by ONNX Runtime on the CPU, configured like Triton's C++ backend for it.
+"""A model.onnx run by ONNX Runtime on the CPU, configured as for Triton's C++ backend; each request runs alone.
 
 It works on NumPy arrays and knows nothing of Triton's objects, so that it can be tested without a server.
 """

@@ -58,6 +58,20 @@ def test_parquet_goes_out_and_the_symmetric_ensemble_is_asked(
     assert triton.last.weights == (0.25, 0.75)
 
 
+def test_which_ensemble_answered_stands_in_the_summary_and_in_a_parquet_file(
+    triton: Any, run: Run, battles_csv: Any, tmp_path: Path
+) -> None:
+    triton.parameters |= {"ensemble": "demo", "content": "0123456789abcdef"}
+    triton.version = "7"
+    output = tmp_path / "p.parquet"
+    result = run(battles_csv(20), "-o", output, "--url", triton.url, "--json")
+    answered_by = "`preference_ensemble` of demo version 7 (content 0123456789ab)"
+    assert f"answered by {answered_by}\n" in result.stderr
+    said = {"name": "demo", "model": "preference_ensemble", "version": "7", "content": "0123456789abcdef"}
+    assert json.loads(result.stdout)["ensemble"] == said
+    assert pq.read_schema(output).metadata[b"answered_by"].decode() == answered_by
+
+
 def test_standard_input_and_gzip_are_read(
     triton: Any, run: Run, command: Any, battles_csv: Any, tmp_path: Path
 ) -> None:

@@ -5,7 +5,15 @@ import os
 
 import pytest
 
-from preference_core.artefacts.replacement import end_exchange, exchange, remove_remains, replaced_file, replaced_folder
+from preference_core.artefacts import replacement
+from preference_core.artefacts.replacement import (
+    end_exchange,
+    exchange,
+    link_or_copy,
+    remove_remains,
+    replaced_file,
+    replaced_folder,
+)
 from preference_core.errors import SystemFailure
 
 
@@ -170,3 +178,12 @@ def test_an_unfinished_folder_is_resumed_only_with_what_it_was_begun_with(tmp_pa
 def test_an_error_that_is_not_of_the_file_system_is_not_taken_for_one(tmp_path):
     with pytest.raises(OSError, match="no such tokenizer"), replaced_folder(tmp_path / "target"):
         raise OSError("no such tokenizer")
+
+
+def test_small_files_are_copied_and_large_ones_get_a_second_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(replacement, "LARGEST_COPY_BYTES", 10)
+    for name, content in (("small", "0123456789"), ("large", "0123456789a")):
+        (tmp_path / name).write_text(content)
+        link_or_copy(tmp_path / name, tmp_path / f"{name}-2")
+        assert (tmp_path / f"{name}-2").read_text() == content
+        assert (tmp_path / f"{name}-2").samefile(tmp_path / name) == (name == "large")

@@ -96,6 +96,20 @@ def test_changed_content_gets_the_next_version_and_the_one_before_is_kept(projec
     assert content_of(project.config.folders.previous_repository) == first
 
 
+def test_an_edit_in_a_repository_reaches_neither_the_one_before_nor_the_members(project):
+    folders = project.config.folders
+    project.edit("max_batch_size = 8", "max_batch_size = 4")
+    project.run("repository")
+    others = [folders.previous_repository, folders.root / "members"]
+    before = [content_of(folder) for folder in others]
+    for path in files_below(folders.repository):
+        with path.open("ab") as file:
+            file.write(b"edited")
+    assert [content_of(folder) for folder in others] == before
+    assert project.run("rollback")["results"][0]["version"] == 1
+    verify(folders.repository)
+
+
 def test_a_roll_back_goes_back_and_forth(project):
     first = content_of(project.config.folders.repository)
     project.edit("max_batch_size = 8", "max_batch_size = 4")

@@ -6,13 +6,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from configurations import classifier_member, configuration
+from pyarrow import csv, parquet
 from rich.console import Console
 from typer.testing import CliRunner
 
 from preference_core.ensemble.loading import load_config
 from preference_core.errors import UserError
+from preference_core.files.predictions import ANSWERED_BY
 from preference_training.app import app
 from preference_training.evaluation import charts, number_text
 from preference_training.evaluation.breakdown import reliability_of
@@ -61,6 +64,18 @@ def test_the_page_loads_nothing_and_runs_nothing(page):
     text, _ = page
     assert not re.findall(r"https?://|<script|<link|@import|url\(|\ssrc=", text)
     assert text.startswith("<!doctype html>")
+
+
+def test_the_page_says_which_ensemble_answered_if_the_predictions_do(page, tmp_path):
+    assert "answered by" not in page[0]
+    table = csv.read_csv(tmp_path / "predictions.csv")
+    path = tmp_path / "predictions.parquet"
+    for metadata, said in (({}, ""), ({ANSWERED_BY: "demo version 7"}, "demo version 7")):
+        columns = [pa.array(map(str, table["id"].to_pylist())), *table.columns[1:]]
+        parquet.write_table(pa.table(columns, names=table.column_names).replace_schema_metadata(metadata), path)
+        result = evaluate(load_config(tmp_path / "small.toml"), path, tmp_path / "test.csv")
+        assert result.answered_by == said
+    assert "Evaluation on 60 battles, answered by demo version 7." in report_of("small", result)
 
 
 def test_text_of_the_data_is_escaped(page):

@@ -14,6 +14,7 @@ from preference_core.errors import SystemFailure
 
 #: The file in an unfinished folder that says what it is being made from, where it may be resumed.
 BEGUN = ".begun"
+LARGEST_COPY_BYTES = 64 * 2**20
 
 
 def unfinished(path: Path) -> Path:
@@ -96,11 +97,17 @@ def end_exchange(one: Path, other: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Gives a finished file a second name; copies it where the file system cannot."""
+    """Copies a finished file. One above `LARGEST_COPY_BYTES` gets a second name instead, where the file system can.
+
+    Who edits one name of a file edits all; weights are not edited, and cost the disk they are on twice.
+    """
     try:
-        os.link(source, target)
+        if source.stat().st_size > LARGEST_COPY_BYTES:
+            os.link(source, target)
+            return
     except OSError:
-        shutil.copyfile(source, target)
+        pass
+    shutil.copyfile(source, target)
 
 
 def _put_in_place(new: Path, target: Path, keep_as: Path | None) -> None:

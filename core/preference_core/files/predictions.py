@@ -10,6 +10,8 @@ from preference_core.files.formats import RawRow
 
 #: Probabilities must sum to 1 within this: files may have been written with few digits.
 SUM_TOLERANCE = 1e-3
+#: Key in the metadata of a Parquet file: which ensemble answered. CSV has no place for it.
+ANSWERED_BY = "answered_by"
 
 
 def probability_columns(labels: Sequence[str], members: Iterable[str]) -> list[str]:

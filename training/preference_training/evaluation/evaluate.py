@@ -34,7 +34,7 @@ from preference_training.evaluation.breakdown import (
     reliability_of,
     shares_of,
 )
-from preference_training.evaluation.predictions import ENSEMBLE, Predictions, read_predictions
+from preference_training.evaluation.predictions import ENSEMBLE, Predictions, answered_by, read_predictions
 from preference_training.evaluation.swaps import SwapConsistency, swap_consistencies
 from preference_training.evaluation.truncation import TruncationCost, truncation_costs
 from preference_training.statistics.calibration_error import calibration_estimate
@@ -64,7 +64,8 @@ class Evaluation:
     `scores` are those of the members, the ensemble, the length baseline (where one was fitted), the class prior and
     the uniform guess. `confusion` counts battles by label (row) and by the most probable label (column);
     `confusion_shares` are the same as shares of each row. `groups` has the results by `length`, `turns` and `language`.
-    `swaps` needs predictions of the exchanged battles.
+    `swaps` needs predictions of the exchanged battles. `answered_by` is the ensemble that made the predictions, if they
+    say so.
     """
 
     battles: int
@@ -80,6 +81,7 @@ class Evaluation:
     truncation: tuple[TruncationCost, ...]
     swaps: tuple[SwapConsistency, ...] = ()
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    answered_by: str = ""
 
 
 def evaluate(
@@ -127,6 +129,7 @@ def evaluate(
         truncation=truncation_costs(config, data, read, resamples, report),
         swaps=swap_consistencies(config, read, sources, swapped, symmetric, resamples),
         bootstrap=bootstrap,
+        answered_by=answered_by(predictions),
     )
 
 

@@ -13,13 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pyarrow import parquet
 
 from preference_core.artefacts.replacement import replaced_file
 from preference_core.ensemble.metrics import joined_by_id
 from preference_core.ensemble.settings import Config
 from preference_core.errors import UserError
 from preference_core.files.formats import RawRow
-from preference_core.files.predictions import dropped_column, member_columns, probabilities_of, probability_columns
+from preference_core.files.predictions import (
+    ANSWERED_BY,
+    dropped_column,
+    member_columns,
+    probabilities_of,
+    probability_columns,
+)
 from preference_core.files.rows import ID_COLUMN, values_by_id
 from preference_training.statistics.intervals import Array
 
@@ -71,6 +78,14 @@ def read_predictions(path: Path, config: Config) -> Predictions:
             if column in table[0]:
                 dropped[member.name] = _counts(path, table, column)
     return Predictions(tuple(rows), _probabilities(path, table, config.labels), members, dropped)
+
+
+def answered_by(path: Path) -> str:
+    """Which ensemble made a file of predictions; "" if the file does not say, as no CSV does."""
+    if path.suffix.lower() != ".parquet":
+        return ""
+    metadata: Mapping[bytes, bytes] = parquet.read_schema(path).metadata or {}
+    return metadata.get(ANSWERED_BY.encode(), b"").decode()
 
 
 def read_member_predictions(paths: Sequence[Path], config: Config) -> dict[Path, Predictions]:

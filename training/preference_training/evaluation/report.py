@@ -60,6 +60,7 @@ def report_of(name: str, result: Evaluation) -> str:
     return environment.get_template(TEMPLATE).render(
         name=name,
         battles=result.battles,
+        answered_by=result.answered_by,
         figures=_figures(result),
         sections=sections,
         truncation=result.truncation,
