@@ -1,6 +1,8 @@
 """`preference-export init` writes a configuration that exports as it is, and says what it cannot know."""
 
 import json
+import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -77,6 +79,15 @@ def test_a_base_with_its_own_head_is_described_too(project, make):
     table = tomllib.loads(Path("ensemble.toml").read_text())
     assert table["member"][0]["base"] == "headed"
     assert table["labels"] == ["winner_model_a", "winner_model_b", "winner_tie"]
+
+
+def test_the_command_of_the_readme_works_as_printed(project):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"preference-export init (.*)", readme)
+    for folder in re.findall(r"--adapter (\S+)", line):
+        shutil.copytree("adapter", folder)
+    assert "fill in" not in init(*line.split())
+    assert [member.name for member in load_config("my.toml").members] == ["gemma_lora", "llama_lora"]
 
 
 @pytest.mark.parametrize(
