@@ -1,7 +1,8 @@
 # preference-ensemble: every command of the project. `make` alone lists them.
 #
 # Two environments: .venv trains, exports and scores; .venv-server is what the embedded server's Python models see, and
-# holds only the contract and the runtime, as the container does. (`make check-deploy` makes a third, for its tools.)
+# holds only the contract and the runtime, as the container does. (`make check-deploy` and `make test-ray` make a third
+# and a fourth, for what they need.)
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.toml
@@ -11,6 +12,7 @@ PROFILE ?= gpu
 BIN := .venv/bin
 SERVER_BIN := .venv-server/bin
 DEPLOY_BIN := .venv-deploy/bin
+RAY_BIN := .venv-ray/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo
 WHEELS := build/wheels
@@ -21,7 +23,7 @@ TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 export PREFERENCE_SERVER_PYTHON := $(CURDIR)/$(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo twin test test-fast test-soak test-container check check-deploy format export serve up down docs sources wheels bench-export lock clean
+.PHONY: help install demo twin test test-fast test-soak test-container test-ray check check-deploy format export serve up down docs sources wheels bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -94,6 +96,18 @@ test-container: export OMP_NUM_THREADS ?= 1
 test-container: install ## the image and the stack on a Docker engine; as root, it can start one
 	PREFERENCE_CONTAINER_TESTS=1 $(BIN)/python -m pytest tests/container
 
+test-ray: export OMP_NUM_THREADS ?= 1
+test-ray: export PREFERENCE_RAY_PROGRAMS := $(CURDIR)/$(RAY_BIN)
+test-ray: install $(RAY_BIN)/.installed ## a folder of shards through a real Ray (PREFERENCE_SHARD_ROWS=10000: the long form)
+	$(BIN)/python -m pytest tests/ray
+
+$(RAY_BIN)/.installed: requirements/main.txt requirements/ray.txt core/pyproject.toml client/pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	$(RAY_BIN)/python $(PIP_INSTALL) --constraint requirements/main.txt setuptools
+	$(RAY_BIN)/python $(PIP_INSTALL) --constraint requirements/main.txt --constraint requirements/ray.txt \
+		--no-build-isolation --editable core --editable 'client[ray]'
+	touch $@
+
 check: install ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -149,4 +163,4 @@ lock: install ## write the versions now installed into requirements/
 	test ! -d $(DEPLOY_BIN) || $(DEPLOY_BIN)/python -m pip freeze --all | grep -Ev '^(pip|setuptools)==' >requirements/deploy.txt
 
 clean: ## remove everything generated, environments included
-	rm -rf build .venv .venv-server .venv-deploy
+	rm -rf build .venv .venv-server .venv-deploy .venv-ray
