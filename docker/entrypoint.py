@@ -37,9 +37,23 @@ def main(arguments: list[str]) -> int:
             "--allow-metrics=true",
             "--metrics-config=summary_latencies=true",
             "--log-format=ISO8601",
+            *tracing(os.environ.get("PREFERENCE_OTLP_ENDPOINT", "")),
             *arguments,
         ]
     )
+
+
+def tracing(endpoint: str) -> list[str]:
+    """The flags that send spans of the battles with a trace context to `endpoint`, an OTLP URL; none without one."""
+    settings = [
+        "mode=opentelemetry",
+        f"opentelemetry,url={endpoint}",
+        "opentelemetry,resource=service.name=preference-ensemble",
+        "level=TIMESTAMPS",
+        # Only what a caller asks for; `--trace-config=rate=100` among the arguments traces every hundredth, too.
+        "rate=0",
+    ]
+    return [f"--trace-config={setting}" for setting in settings] if endpoint else []
 
 
 def serve(command: list[str]) -> int:

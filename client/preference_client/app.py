@@ -88,6 +88,9 @@ def score(
     private_key: Annotated[Path | None, typer.Option(help="PEM file for mutual TLS.")] = None,
     certificate_chain: Annotated[Path | None, typer.Option(help="PEM file for mutual TLS.")] = None,
     token: Annotated[Path | None, typer.Option(help="File that holds a token for the server's front.")] = None,
+    traceparent: Annotated[
+        str | None, typer.Option(envvar="TRACEPARENT", help="W3C trace context that the server's spans join.")
+    ] = None,
     json_summary: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
     """Scores every battle of a file on a served ensemble, in order.
@@ -132,7 +135,7 @@ def score(
                 {ANSWERED_BY: str(ensemble)}
             )
             with Journal(output, json.loads(json.dumps(run)), schema, resume=resume) as journal:
-                _score_file(battle_file, scorer, journal, submission, stopping)
+                _score_file(battle_file, scorer, journal, submission, stopping, traceparent)
     _summarise(journal.counts, output, ensemble, json_summary)
     raise typer.Exit(EXIT_SOME_FAILED if journal.counts.failed else 0)
 
@@ -149,7 +152,14 @@ def weights_of(text: str) -> dict[str, float]:
     return weights
 
 
-def _score_file(battles: BattleFile, scorer: Scorer, journal: Journal, submission: bool, stopping: "_Stopping") -> None:
+def _score_file(
+    battles: BattleFile,
+    scorer: Scorer,
+    journal: Journal,
+    submission: bool,
+    stopping: "_Stopping",
+    traceparent: str | None,
+) -> None:
     console, counts = Console(stderr=True), journal.counts
     if not battles.has_ids:
         console.print(f"`{battles.path}` has no column `id`: the rows are numbered from 1", markup=False)
@@ -160,7 +170,8 @@ def _score_file(battles: BattleFile, scorer: Scorer, journal: Journal, submissio
     if not journal.is_complete:
         stopping.journal = journal
         with ScoringProgress(console, battles) as progress:
-            for outcome in scorer.score_many(journal.noted(rows), counts.rows + 1, expected=scorer.ensemble):
+            noted, first = journal.noted(rows), counts.rows + 1
+            for outcome in scorer.score_many(noted, first, expected=scorer.ensemble, traceparent=traceparent):
                 if submission and isinstance(outcome, Failure):
                     raise _incomplete_submission(outcome)
                 journal.add(outcome)

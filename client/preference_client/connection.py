@@ -5,6 +5,7 @@ What goes wrong comes out as errors of the project's tree. It never retries.
 
 import itertools
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,15 @@ class Tls:
             raise UserError("Mutual TLS needs both a private key and a certificate chain")
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One battle as a message, its size in bytes, and the trace that it belongs to; it may be sent many times."""
+
+    message: Any
+    bytes: int
+    traceparent: str | None = None
+
+
 class Connection:
     """A new channel to `url`, and the `ensemble` that was there when it was made."""
 
@@ -122,10 +132,11 @@ class Connection:
             self._channel.close()
             raise
 
-    def infer(self, message: Any, timeout_s: float) -> Any:
+    def infer(self, request: Request, timeout_s: float) -> Any:
         """Sends a request; a future. Raises an error of the project's tree if there is no way to send it."""
         try:
-            return self._infer.future(message, timeout=timeout_s)
+            metadata = (("traceparent", request.traceparent),) if request.traceparent else None
+            return self._infer.future(request.message, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             raise _error_of(error, self.url) from error
 
@@ -185,6 +196,15 @@ def check_url(url: str) -> None:
     port = url.rpartition(":")[2]
     if "://" in url or not (url.startswith("unix:") or (":" in url and port.isdigit() and int(port) < 2**16)):
         raise UserError(f"The server's address is `{url}`, expected host:port", hint="The gRPC port is usually 8001.")
+
+
+def check_traceparent(traceparent: str | None) -> None:
+    """Raises `UserError` unless this is a trace context of W3C's version 00, or none."""
+    if traceparent and not re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", traceparent):
+        raise UserError(
+            f"The trace context is `{traceparent}`, expected 00-TRACE-PARENT-FLAGS: 32, 16 and 2 hexadecimal digits",
+            hint="It comes from `--traceparent`, or from the variable TRACEPARENT.",
+        )
 
 
 def _channel(url: str, tls: Tls | None) -> Any:

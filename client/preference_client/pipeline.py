@@ -18,11 +18,12 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from preference_client.codec import Ensemble
+from preference_client.connection import Request, check_traceparent
 from preference_client.in_flight import InFlight
 from preference_client.retries import Patience, retry_delay_s
 from preference_client.rows import Failure, Outcome, Prediction, Row
 from preference_client.servers import Call
-from preference_client.transport import Request, Transport, check_fork
+from preference_client.transport import Transport, check_fork
 from preference_core.errors import (
     BattleError,
     DeadlineError,
@@ -74,7 +75,10 @@ class Pipeline:
         max_in_flight: int,
         first: int = 1,
         expected: Ensemble | None = None,
+        traceparent: str | None = None,
     ) -> None:
+        check_traceparent(traceparent)
+        self._traceparent = traceparent
         self._transport = transport
         self._patience = patience
         self._ensemble = expected
@@ -181,7 +185,7 @@ class Pipeline:
             slot.outcome = Failure(slot.number, slot.id, row.battle)
             return
         try:
-            slot.request = self._transport.request(row.battle, str(slot.number))
+            slot.request = self._transport.request(row.battle, str(slot.number), self._traceparent)
         except BattleError as error:
             slot.outcome = Failure(slot.number, slot.id, error)
             return

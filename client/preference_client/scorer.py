@@ -86,8 +86,8 @@ class _Connected:
             raise ServerError("The scorer is not connected", hint="Use it in `async with`.")
         return self._connected
 
-    def _pipeline(self, first_row: int, expected: Ensemble | None) -> Pipeline:
-        return Pipeline(self._transport, self._patience, self._max_in_flight, first_row, expected)
+    def _pipeline(self, first_row: int, expected: Ensemble | None, traceparent: str | None) -> Pipeline:
+        return Pipeline(self._transport, self._patience, self._max_in_flight, first_row, expected, traceparent)
 
 
 class Scorer(_Connected):
@@ -101,16 +101,21 @@ class Scorer(_Connected):
 
     _at_once = True
 
-    def score(self, battle: Battle | Mapping[str, Any]) -> Prediction:
+    def score(self, battle: Battle | Mapping[str, Any], traceparent: str | None = None) -> Prediction:
         """Scores one battle, given as such or as a mapping with `prompt`, `response_a`, `response_b` and perhaps `id`.
 
-        Raises `BattleError` or `RefusedError` if the battle is at fault, `SystemFailure` otherwise.
+        The spans of a server that is traced join the W3C trace context `traceparent`. Raises `BattleError` or
+        `RefusedError` if the battle is at fault, `SystemFailure` otherwise.
         """
-        (outcome,) = self.score_many([battle])
+        (outcome,) = self.score_many([battle], traceparent=traceparent)
         return _prediction(outcome)
 
     def score_many(
-        self, battles: Iterable[Item], first_row: int = 1, expected: Ensemble | None = None
+        self,
+        battles: Iterable[Item],
+        first_row: int = 1,
+        expected: Ensemble | None = None,
+        traceparent: str | None = None,
     ) -> Iterator[Outcome]:
         """Scores a stream of battles, lazily; yields one outcome per battle, in order; `first_row` numbers the first.
 
@@ -119,7 +124,7 @@ class Scorer(_Connected):
         loop and drop it, to cancel what is under way.
         """
         rows = (row_of(item, number, self._invalid_text) for number, item in enumerate(battles, first_row))
-        return self._pipeline(first_row, expected).outcomes(rows)
+        return self._pipeline(first_row, expected, traceparent).outcomes(rows)
 
     def close(self) -> None:
         """Closes the connection. Iterations under way, in this or other threads, end with a `ServerError`."""
@@ -141,19 +146,23 @@ class AsyncScorer(_Connected):
     Errors, retries, order and limits are those of `Scorer`.
     """
 
-    async def score(self, battle: Battle | Mapping[str, Any]) -> Prediction:
+    async def score(self, battle: Battle | Mapping[str, Any], traceparent: str | None = None) -> Prediction:
         """Scores one battle. A task that is cancelled cancels its request."""
-        outcomes = [outcome async for outcome in self.score_many([battle])]
+        outcomes = [outcome async for outcome in self.score_many([battle], traceparent=traceparent)]
         return _prediction(outcomes[0])
 
     def score_many(
-        self, battles: Iterable[Item] | AsyncIterable[Item], first_row: int = 1, expected: Ensemble | None = None
+        self,
+        battles: Iterable[Item] | AsyncIterable[Item],
+        first_row: int = 1,
+        expected: Ensemble | None = None,
+        traceparent: str | None = None,
     ) -> AsyncIterator[Outcome]:
         """Scores a stream of battles, of which the next may be awaited; yields one outcome per battle, in order.
 
         Leave its loop inside `contextlib.aclosing` to cancel at once what is under way.
         """
-        return self._pipeline(first_row, expected).async_outcomes(self._rows(battles, first_row))
+        return self._pipeline(first_row, expected, traceparent).async_outcomes(self._rows(battles, first_row))
 
     async def _rows(self, battles: Iterable[Item] | AsyncIterable[Item], first_row: int) -> AsyncIterator[Row]:
         number = first_row

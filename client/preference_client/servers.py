@@ -14,7 +14,7 @@ from threading import Thread
 from typing import Any
 
 from preference_client.codec import Answer, Ensemble
-from preference_client.connection import Connection
+from preference_client.connection import Connection, Request
 from preference_client.retries import retry_delay_s
 from preference_core.errors import PreferenceError, ServerError, UnavailableError
 
@@ -110,11 +110,11 @@ class Servers:
         """Why servers are passed over now, by address."""
         return {server.url: server.error.message for server in self._servers if server.error is not None}
 
-    def send(self, message: Any, timeout_s: float, done: Callable[[], None]) -> Call:
-        """Sends a message and returns at once; `done` is called, in another thread, when the call has ended."""
+    def send(self, request: Request, timeout_s: float, done: Callable[[], None]) -> Call:
+        """Sends a request and returns at once; `done` is called, in another thread, when the call has ended."""
         call = Call()
         self.under_way.add(call)
-        self._outbox.put(partial(self._send, call, message, timeout_s, done))
+        self._outbox.put(partial(self._send, call, request, timeout_s, done))
         if self._closed:
             raise closed()
         return call
@@ -207,7 +207,7 @@ class Servers:
         pause_s = 0.0 if server.failures == 1 else min(retry_delay_s(server.failures - 1), LONGEST_PAUSE_S)
         server.due_s = time.monotonic() + pause_s
 
-    def _send(self, call: Call, message: Any, timeout_s: float, done: Callable[[], None]) -> None:
+    def _send(self, call: Call, request: Request, timeout_s: float, done: Callable[[], None]) -> None:
         server = self._next()
         connection = server.connection
         try:
@@ -216,7 +216,7 @@ class Servers:
             if connection is None:
                 error = server.error or UnavailableError(f"{server.url} is asked what it serves")
                 raise error if isinstance(error, ServerError) else ServerError(error.message, error.hint)
-            future = connection.infer(message, timeout_s)
+            future = connection.infer(request, timeout_s)
         except PreferenceError as error:
             self.under_way.discard(call)
             call._fail(error, done)

@@ -5,26 +5,17 @@ Who calls it decides about retries, order and how many requests are under way. I
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import Any
 
 from preference_client.codec import Ensemble, bytes_tensor, weights_tensor
-from preference_client.connection import Connection, Tls, check_url, infer_message
+from preference_client.connection import Connection, Request, Tls, check_url, infer_message
 from preference_client.retries import Patience
 from preference_client.servers import Call, Servers, closed
 from preference_core import tensors
 from preference_core.battles.battle import Battle
 from preference_core.errors import ServerError, UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One battle as a message and its size in bytes, ready to be sent any number of times."""
-
-    message: Any
-    bytes: int
 
 
 class Transport:
@@ -70,8 +61,8 @@ class Transport:
         """Why servers are passed over now, by address."""
         return self._servers.away
 
-    def request(self, battle: Battle, request_id: str) -> Request:
-        """A request for one battle. `request_id` appears in the server's logs and traces."""
+    def request(self, battle: Battle, request_id: str, traceparent: str | None = None) -> Request:
+        """A request for one battle. `request_id` appears in the server's logs, and its spans join `traceparent`."""
         template = self._template(len(battle.prompt))
         message = type(template)()
         message.CopyFrom(template)
@@ -80,7 +71,7 @@ class Transport:
         if self._weights is not None:
             contents.append(self._weights)
         message.raw_input_contents.extend(contents)
-        return Request(message, message.ByteSize())
+        return Request(message, message.ByteSize(), traceparent)
 
     def send(self, request: Request, timeout_s: float, done: Callable[[], None]) -> Call:
         """Sends a request and returns at once; `done` is called, in another thread, when the call has ended.
@@ -92,7 +83,7 @@ class Transport:
             raise closed()
         if self._pid != os.getpid():
             self._reopen()
-        return self._servers.send(request.message, timeout_s, done)
+        return self._servers.send(request, timeout_s, done)
 
     def close(self) -> None:
         """Ends the connections and cancels every call under way."""

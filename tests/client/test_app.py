@@ -47,6 +47,20 @@ def test_a_file_is_scored_in_order_with_ids_kept(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["battles.csv", "p.csv"]
 
 
+def test_requests_carry_the_trace_context_of_the_environment(
+    triton: Any, run: Run, battles_csv: Any, tmp_path: Path
+) -> None:
+    seen = set()
+    triton.before = lambda received, context: seen.add(dict(context.invocation_metadata()).get("traceparent"))
+    arguments = (battles_csv(3), "-o", tmp_path / "p.csv", "--url", triton.url)
+    context = f"00-{'a' * 32}-{'b' * 16}-01"
+    assert run(*arguments, TRACEPARENT=context).exit_code == 0
+    assert seen == {context}
+    refused = run(*arguments, "--no-resume", TRACEPARENT="some")
+    assert refused.exit_code == 2
+    assert "The trace context is `some`" in refused.stderr
+
+
 def test_parquet_goes_out_and_the_symmetric_ensemble_is_asked(
     triton: Any, run: Run, battles_csv: Any, tmp_path: Path
 ) -> None:

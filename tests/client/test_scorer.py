@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from preference_client import Failure, Prediction, Row, Scorer
-from preference_client.transport import Request, Transport
+from preference_client.connection import Request
+from preference_client.transport import Transport
 from preference_core.battles.battle import Battle
 from preference_core.errors import (
     ArtefactError,
@@ -292,6 +293,24 @@ def test_closing_in_another_thread_ends_the_iteration(triton: Any, many: Any) ->
     assert time.monotonic() - started < 5
     release.set()
     timer.join()
+
+
+def test_each_call_sends_its_own_trace_context_and_only_if_it_has_one(
+    triton: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEPARENT", f"00-{'f' * 32}-{'f' * 16}-01")
+    seen: list[str | None] = []
+    triton.before = lambda received, context: seen.append(dict(context.invocation_metadata()).get("traceparent"))
+    contexts = [f"00-{digit * 32}-{digit * 16}-01" for digit in "12"]
+    battle = {"prompt": "q", "response_a": "a", "response_b": "b"}
+    with Scorer(triton.url) as scorer:
+        scorer.score(battle, traceparent=contexts[0])
+        scorer.score(battle)
+        assert len(list(scorer.score_many([battle] * 2, traceparent=contexts[1]))) == 2
+        for wrong in ("1", contexts[0].upper().replace("1", "A"), contexts[0] + "\n", f"01{contexts[0][2:]}"):
+            with pytest.raises(UserError, match="The trace context is"):
+                scorer.score(battle, traceparent=wrong)
+    assert seen == [contexts[0], None, contexts[1], contexts[1]]
 
 
 def test_a_request_that_cannot_be_put_into_bytes_fails_alone(triton: Any) -> None:

@@ -4,6 +4,7 @@ import csv
 import http.client
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ import grpc
 import pytest
 import tritonclient.grpc as triton
 import yaml
+from spans import Collector, collecting
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from preference_client import Scorer, Tls
@@ -157,15 +159,28 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="module")
-def start_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., TritonServer]]:
-    """Starts real servers; on the ports of one that ended, if asked."""
+def collector() -> Iterator[Collector]:
+    """Where the servers send their traces."""
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def start_server(
+    repository: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., TritonServer]]:
+    """Starts real servers, traced as in the container; on the ports of one that ended, if asked."""
+    tracing = runpy.run_path(str(ROOT / "docker" / "entrypoint.py"))["tracing"](collector.url)
     started: list[TritonServer] = []
     logs = tmp_path_factory.mktemp("servers")
 
     def start(like: TritonServer | None = None) -> TritonServer:
         python = Path(os.environ.get(SERVER_PYTHON) or ROOT / ".venv-server/bin/python")
         chosen = {f"{name}_port": int(url.rpartition(":")[2]) for name, url in (like.urls if like else {}).items()}
-        server = TritonServer(Options(repository, python=python, log_file=logs / f"{len(started)}.log", **chosen))
+        log = logs / f"{len(started)}.log"
+        server = TritonServer(
+            Options(repository, python=python, log_file=log, extra_arguments=tuple(tracing), **chosen)
+        )
         server.start()
         started.append(server)
         return server
@@ -278,6 +293,15 @@ def test_the_client_scores_with_a_token_and_says_what_is_missing_without(front: 
         assert scorer.score(TEXTS).winner
     with pytest.raises(ServerError, match="client certificate, or a token"):
         Scorer(f"localhost:{front.port}", tls=Tls(roots))
+
+
+def test_the_front_lets_a_trace_context_through(front: Front, collector: Collector) -> None:
+    trace = os.urandom(16).hex()
+    certificates = (front.secrets / name for name in ("clients.crt", "client.key", "client.crt"))
+    with Scorer(f"localhost:{front.port}", tls=Tls(*certificates)) as scorer:
+        scorer.score(TEXTS, traceparent=f"00-{trace}-b7ad6b7169203331-01")
+    models = {"InferRequest", "preference_ensemble", "tokenize", "gemma", "llama", "combine"}
+    eventually(lambda: set(collector.of(trace)) == models)
 
 
 def test_a_certificate_of_another_authority_is_no_certificate(front: Front, tmp_path: Path) -> None:

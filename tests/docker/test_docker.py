@@ -193,6 +193,19 @@ def test_a_verified_repository_is_served_with_model_control_closed(enter: Any, r
     assert {"--model-control-mode=none", "--disable-auto-complete-config", "--strict-readiness=true"} <= set(flags)
 
 
+def test_traces_are_sent_where_the_environment_says_and_nowhere_without(
+    enter: Any, servers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFERENCE_OTLP_ENDPOINT", raising=False)
+    assert "--trace-config" not in enter().stdout
+    monkeypatch.setenv("PREFERENCE_OTLP_ENDPOINT", "http://collector:4318/v1/traces")
+    flags = enter("--trace-config=rate=9").stdout.splitlines()
+    assert "--trace-config=opentelemetry,url=http://collector:4318/v1/traces" in flags
+    # Of two settings the server takes the last.
+    assert [flag for flag in flags if "rate" in flag] == ["--trace-config=rate=0", "--trace-config=rate=9"]
+    assert all("PREFERENCE_OTLP_ENDPOINT" in service["environment"] for service in servers.values())
+
+
 def test_one_changed_byte_is_refused_before_the_server_starts(enter: Any, repository: Path) -> None:
     (repository / "combine" / "config.pbtxt").write_text('name: "combinf"\n')
     result = enter()
