@@ -14,9 +14,10 @@ from preference_export.original.whole import Reference
 pytestmark = pytest.mark.slow
 
 
-def test_modelopt_measures_the_largest_magnitude_of_every_feature(tracer, make, sequences):
+@pytest.mark.parametrize("architecture", ["gemma3_text", "llama", "mistral", "qwen3"])
+def test_modelopt_measures_the_largest_magnitude_of_every_feature(tracer, make, sequences, architecture):
     pytest.importorskip("modelopt")
-    traced = tracer.of("llama")
+    traced = tracer.of(architecture)
     ranges = measured_ranges(Reference(traced.base, [traced.adapter], make.labels), sequences)
     assert ranges.keys() == traced.ranges.keys()
     for name, largest in ranges.items():

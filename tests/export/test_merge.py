@@ -153,9 +153,19 @@ def test_a_weight_that_half_precision_cannot_hold_is_refused_by_name(make, tmp_p
         list(weights.blocks("model.layers.1.mlp.up_proj.weight", torch.float16))
 
 
-@pytest.mark.parametrize("shard_bytes", [10**9, 50_000])
-def test_the_merged_checkpoint_loads_in_transformers(make, tmp_path, shard_bytes):
-    base = make.base(tmp_path / "base", "gemma2")
+CLASSES = {
+    "gemma2": "Gemma2ForSequenceClassification",
+    "gemma3_text": "Gemma3TextForSequenceClassification",
+    "llama": "LlamaForSequenceClassification",
+    "mistral": "MistralForSequenceClassification",
+    "qwen2": "Qwen2ForSequenceClassification",
+    "qwen3": "Qwen3ForSequenceClassification",
+}
+
+
+@pytest.mark.parametrize(("architecture", "shard_bytes"), [("gemma2", 10**9), *((name, 50_000) for name in CLASSES)])
+def test_the_merged_checkpoint_loads_in_transformers(make, tmp_path, architecture, shard_bytes):
+    base = make.base(tmp_path / "base", architecture)
     adapter = make.adapter(tmp_path / "adapter", base)
     labels = ("winner_model_a", "winner_model_b", "winner_tie")
     target = tmp_path / "merged"
@@ -166,7 +176,7 @@ def test_the_merged_checkpoint_loads_in_transformers(make, tmp_path, shard_bytes
     assert (len(files) == 1) == (shard_bytes == 10**9)
     with quiet_loading():
         model = AutoModelForSequenceClassification.from_pretrained(target)
-    assert type(model).__name__ == "Gemma2ForSequenceClassification"
+    assert type(model).__name__ == CLASSES[architecture]
     assert tuple(model.config.id2label.values()) == labels
     expected = make.merged_by_peft(base, adapter)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())

@@ -35,9 +35,9 @@ TEXTS = {
     "qwen": "<User prompt>: {}\n\n<response_a>: {}\n\n<response_b>: {}",
     "gemma": "<prompt>: {}\n\n<response_a>: {}\n\n<response_b>: {}",
 }
-#: Beyond two windows of Gemma-3.
-MAX_TOKENS = 1100
-COMPARED_BATTLES = 6
+#: Beyond Gemma-3's window of 512.
+MAX_TOKENS = 640
+COMPARED_BATTLES = 4
 CONFIGURATION = """
 name = "real"
 
@@ -144,7 +144,7 @@ def test_exported_real_weights_have_the_logits_of_a_plain_script(checkpoint, rea
     classifier = OnnxClassifier(member / "model.onnx", threads=0)
     alone = np.concatenate([classifier.logits([ids]) for ids in sequences])
     assert np.abs(alone - expected).max() <= 1e-4
-    assert np.abs(classifier.logits(sequences[3::-1]) - expected[3::-1]).max() <= 1e-4
+    assert np.abs(classifier.logits(sequences[::-1]) - expected[::-1]).max() <= 1e-4
 
     probabilities = torch.from_numpy(expected).softmax(-1).tolist()
     with Path("theirs.csv").open("w", newline="", encoding="utf-8") as file:
