@@ -46,6 +46,7 @@ name = "real"
 base = "{base}"
 adapter = "adapter"
 template = "{template}"
+special_tokens = "template"
 max_tokens = {max_tokens}
 
 [data]
@@ -152,5 +153,6 @@ def test_exported_real_weights_have_the_logits_of_a_plain_script(checkpoint, rea
         writer.writerow(["id", *LABELS])
         writer.writerows([row["id"], *values] for row, values in zip(rows, probabilities, strict=True))
     found = run("check", "--against", "theirs.csv")
-    assert (found["battles"], found["shortened"], found["decision_flips"]) == (COMPARED_BATTLES, 1, 0)
+    assert (found["battles"], found["decision_flips"]) == (COMPARED_BATTLES, 0)
+    assert found["shortened"] > 0
     assert found["max_probability_difference"] <= 1e-5

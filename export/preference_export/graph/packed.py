@@ -64,12 +64,13 @@ def packings_of(
     )
     if window is None:
         return whole, whole
-    back = column[:, None].expand(-1, share).reshape(-1, 1) - column[None, :]
-    left = (end - start)[:, None] - column[None, :]
+    # No difference of positions is made for each score: as INT64 it would take twice the mask's memory.
+    key, query = column[None, :], column[:, None].expand(-1, share).reshape(-1, 1)
+    length = (end - start)[:, None]
     return whole, replace(
         whole,
-        unseen=mask((back < 0) | (back >= window)),
-        outside=mask((left < 1) | (left > window))[:, None, None, :],
+        unseen=mask((key > query) | (key <= query - window)),
+        outside=mask((key >= length) | (key < length - window))[:, None, None, :],
     )
 
 
