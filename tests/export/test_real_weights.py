@@ -38,6 +38,9 @@ TEXTS = {
 #: Beyond Gemma-3's window of 512.
 MAX_TOKENS = 640
 COMPARED_BATTLES = 4
+#: Of single precision itself: of one of these battles, Gemma-3's probabilities by Transformers are 9e-6 from those in
+#: double precision, and the export's 2e-6.
+NOISE = 3e-5
 CONFIGURATION = """
 name = "real"
 
@@ -48,6 +51,7 @@ adapter = "adapter"
 template = "{template}"
 special_tokens = "template"
 max_tokens = {max_tokens}
+parity = {{ max_probability_difference = {noise} }}
 
 [data]
 sample = "battles.csv"
@@ -135,7 +139,9 @@ def test_exported_real_weights_have_the_logits_of_a_plain_script(checkpoint, rea
         writer.writeheader()
         writer.writerows(rows)
     battles = [battle_from_row(row) for row in rows]
-    Path("ensemble.toml").write_text(CONFIGURATION.format(base=base, template=template, max_tokens=MAX_TOKENS))
+    Path("ensemble.toml").write_text(
+        CONFIGURATION.format(base=base, template=template, max_tokens=MAX_TOKENS, noise=NOISE)
+    )
     run("onnx")
 
     expected = Script(base, template).logits(base, tmp_path / "adapter", battles)
@@ -155,4 +161,4 @@ def test_exported_real_weights_have_the_logits_of_a_plain_script(checkpoint, rea
     found = run("check", "--against", "theirs.csv")
     assert (found["battles"], found["decision_flips"]) == (COMPARED_BATTLES, 0)
     assert found["shortened"] > 0
-    assert found["max_probability_difference"] <= 1e-5
+    assert found["max_probability_difference"] <= NOISE
