@@ -103,12 +103,3 @@ class LengthJob(Job[LengthBaseline]):
         from preference_export.original.lengths import LengthReference
 
         return LengthReference(read_buckets(self.source.base.folder, self.config.labels))
-
-    def check_reading(self, battles: Iterable[Battle]) -> None:
-        """It reads no text."""
-
-    def calibrate(self) -> None:
-        """It has no activations."""
-
-    def merge(self, started: Started, report: BytesDone) -> None:
-        """It has no weights."""
