@@ -118,7 +118,8 @@ def test_a_wrong_dtype_names_the_tensor_and_what_is_expected(infer):
 
 def test_more_than_one_battle_per_request_is_refused(infer):
     names = [spec.name for spec in tensors.BATTLE_INPUTS]
-    assert "expected [1, ...]" in refused(infer, [text_input(name, [b"x"], batch=2) for name in names])
+    said = refused(infer, [text_input(name, [b"x"], batch=2) for name in names])
+    assert "batch-size must be <= 1 for 'preference_ensemble'" in said
 
 
 def test_turn_counts_that_differ_are_refused_with_both_counts(infer):
