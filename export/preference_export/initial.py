@@ -19,7 +19,7 @@ from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, settin
 from preference_core.ensemble.published import BASES
 from preference_core.ensemble.settings import LABELS_THREE_WAY, Classifier, Config
 from preference_core.ensemble.special_tokens import template_for, voices_of
-from preference_core.errors import ArtefactError, UserError
+from preference_core.errors import ArtefactError, ConfigError, UserError
 from preference_core.structure import structure
 from preference_core.tensors import RESERVED_MODEL_NAMES
 from preference_export.checkpoint.adapter import HEAD, check_folder
@@ -128,8 +128,11 @@ def write_config(config: Path, adapters: Sequence[str], bases: Sequence[str], sa
     else:
         page.key("sample", sample.as_posix(), "battles that the export is compared with the original on")
     text = "\n".join(page.lines) + "\n"
-    if not page.open:
+    try:
         structure(Config, tomllib.loads(text))
+    except ConfigError as error:
+        if not page.open:
+            page.open.append(". ".join(filter(None, (error.message, error.hint))))
     config.write_text(text, encoding="utf-8")
     return page.open
 

@@ -73,6 +73,13 @@ def test_what_cannot_be_known_is_a_commented_line_that_says_what_to_fill_in(proj
     assert "`base`: the folder where that base is" in init("other.toml", "--adapter", "adapter")
 
 
+def test_labels_that_cannot_be_used_as_they_are_named_are_said(project):
+    amend(project.folder / "adapter" / "config.json", id2label=dict(enumerate(["first", "second", "neither"])))
+    out = init("--adapter", "adapter", "--sample", "battles.csv")
+    assert "`head_labels` of a member may differ" in out
+    assert tomllib.loads(Path("ensemble.toml").read_text())["labels"] == ["first", "second", "neither"]
+
+
 def test_a_base_with_its_own_head_is_described_too(project, make):
     make.base(project.folder / "headed", "llama", head=True)
     init("--base", "headed")

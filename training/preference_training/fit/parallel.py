@@ -17,7 +17,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from preference_core.ensemble.settings import Classifier, Config
-from preference_core.errors import SystemFailure
+from preference_core.errors import Interrupted, SystemFailure
 from preference_training.fit.adapter import adapter_stage
 
 Measured = Mapping[str, Any]
@@ -60,6 +60,8 @@ def fit_members(config: Config, members: Sequence[Classifier], jobs: int, report
                     for future in done:
                         future.result()
         except BrokenProcessPool as error:
+            if stop.is_set():  # a worker that had not yet begun to ignore Ctrl-C
+                raise Interrupted("Interrupted before training began", "The same command begins again.") from error
             raise SystemFailure(
                 "The process that was fitting a member was killed",
                 hint="Memory may have run out; fit one member at a time with `--jobs 1`.",
