@@ -23,7 +23,7 @@ TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 export PREFERENCE_SERVER_PYTHON := $(CURDIR)/$(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo twin test test-fast test-soak test-container test-ray check check-deploy format export serve up down docs sources wheels bench-export lock clean
+.PHONY: help install demo twin test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -117,6 +117,11 @@ check: install ## formatting, lint, types
 check-deploy: export PREFERENCE_DEPLOY_TOOLS := $(CURDIR)/$(DEPLOY_BIN)
 check-deploy: install $(DEPLOY_BIN)/.installed ## Kubernetes manifests, monitoring and Envoy, by their own tools (5 minutes)
 	$(BIN)/python -m pytest tests/deploy
+
+sbom: $(DEPLOY_BIN)/.installed ## the bill of materials of what the image adds to its base, in build/sbom.json
+	mkdir -p build
+	$(DEPLOY_BIN)/cyclonedx-py requirements --schema-version 1.6 --output-reproducible \
+		--outfile build/sbom.json docker/requirements.txt
 
 $(DEPLOY_BIN)/.installed: requirements/deploy.txt
 	$(PYTHON) -m venv .venv-deploy
