@@ -1,7 +1,7 @@
 """Which GEMMs are quantised, and their weights and scales, made one tensor at a time.
 
-Symmetric throughout: one scale per output channel of a weight, one per tensor of activations. How they stand in the
-graph is for `casts`; the ranges of activations come from `original.calibration`.
+Symmetric throughout: one scale per output channel of a weight, one per tensor of activations (per row, where scales
+are found at run time). How they stand in the graph is for `casts`; ranges come from `original.calibration`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +14,8 @@ from torch import Tensor
 from preference_core.errors import ConfigError
 from preference_export.graph.precision import Dtypes
 
-#: Largest magnitude that is used. Dynamic INT8 keeps weights to 7 bits: CPUs without VNNI add two products of an 8-bit
-#: weight and an unsigned 8-bit activation in 16 bits, which saturates.
+#: Largest magnitude that is used.
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-LARGEST_DYNAMIC = 64.0
 #: GEMMs of one module that read the same activations share one scale, so that these are quantised once.
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 DECODER = "model."
@@ -87,7 +85,7 @@ class QuantisedWeights:
             yield scale_of((self.ranges[module] / self._stretch(module)).max(), LARGEST[self.dtype], dtype)
 
     def _quantised(self, module: str, name: str) -> Iterator[Tensor]:
-        largest = LARGEST_DYNAMIC if self.dtypes.dynamic else LARGEST[self.dtype]
+        largest = LARGEST[self.dtype]
         scales = self._scales.setdefault(module, [])
         for block in self.weights.blocks(name, torch.float32):
             stretched = block * self._stretch(module) if self.dtypes.alpha is not None else block
