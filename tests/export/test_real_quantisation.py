@@ -1,7 +1,7 @@
 """INT8 on a CPU keeps its word on real pretrained weights, which have huge activations that random ones lack.
 
-`PREFERENCE_REAL_CONFIG` names the configuration of a trained ensemble, whose paths start at its folder. What is exported
-here goes below `build/` there, under a name of its own.
+`PREFERENCE_REAL_CONFIG` names the configuration of a trained ensemble, whose paths start at its folder. What this test
+exports goes below `build/` there, under a name of its own.
 """
 
 import os

@@ -178,8 +178,8 @@ class _Writer:
         name = f"constant_{value.dtype}_{value}"
         if name not in self.graph.initializers:
             tensor = ir.tensor(np.asarray(value), name=name)
-            kind = ir.TensorType(tensor.dtype)
-            self.graph.initializers[name] = ir.Value(name=name, shape=tensor.shape, type=kind, const_value=tensor)
+            shape, kind = ir.Shape(value.shape), ir.TensorType(tensor.dtype)
+            self.graph.initializers[name] = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
         return self.graph.initializers[name]
 
     def _cast(self, node: ir.Node, value: ir.Value) -> ir.Value:
