@@ -38,6 +38,19 @@ def test_it_scores_as_the_scorer_does(triton: Any, many: Any) -> None:
         np.testing.assert_array_equal(outcome.probabilities, other.probabilities)
 
 
+def test_tasks_that_share_one_send_their_own_trace_contexts(triton: Any) -> None:
+    seen: set[str | None] = set()
+    triton.before = lambda received, context: seen.add(dict(context.invocation_metadata()).get("traceparent"))
+    contexts = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 9)]
+
+    async def scored() -> None:
+        async with AsyncScorer(triton.url) as scorer:
+            await asyncio.gather(*(scorer.score(BATTLE, traceparent=context) for context in [*contexts, None]))
+
+    asyncio.run(scored())
+    assert seen == {*contexts, None}
+
+
 def test_many_tasks_share_one_and_the_loop_goes_on_meanwhile(triton: Any) -> None:
     triton.before = lambda received, context: time.sleep(0.3)
 

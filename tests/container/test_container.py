@@ -82,13 +82,16 @@ def test_an_idle_server_stops_cleanly(running: Any) -> None:
     assert running.state["ExitCode"] == 0
 
 
-def test_a_server_under_load_stops_within_its_grace(running: Any, many: Path, tmp_path: Path) -> None:
+def test_a_server_under_load_stops_within_its_grace(
+    running: Any, many: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     client = score(tmp_path / "predictions.csv", many)
     try:
         time.sleep(2.0)
         assert client.poll() is None
         start = time.monotonic()
         running.compose("stop")
+        record_property("exit code", running.state["ExitCode"])
         # Release 24.10 ends with 0, 1 or an abort while requests are under way, or hangs until the entrypoint ends it
         # with 1; the engine never has to kill it (137).
         assert running.state["ExitCode"] in (0, 1, 134)
@@ -170,3 +173,20 @@ def test_the_image_says_what_it_is_and_holds_no_secret(stack: Any) -> None:
     assert image["Config"]["User"] == "1000:1000"
     assert image["Config"]["Labels"]["org.opencontainers.image.title"] == "preference-ensemble"
     assert not any(word in json.dumps(image["Config"]["Env"]) for word in ("TOKEN", "SECRET", "PASSWORD"))
+
+
+def test_the_image_adds_little_to_its_base(
+    stack: Any, base: dict[str, str], record_property: Callable[[str, object], None]
+) -> None:
+    if base["TRITON_IMAGE"] != "preference-standin":
+        pytest.skip("a base that a build pulled has no name to the engine")
+    built, beneath = (
+        stack.engine.inspect(name)
+        for name in (stack.variables["PREFERENCE_IMAGE"], f"{base['TRITON_IMAGE']}:{base['TRITON_TAG']}")
+    )
+    layers = len(built["RootFS"]["Layers"]) - len(beneath["RootFS"]["Layers"])
+    megabytes = (built["Size"] - beneath["Size"]) / 1e6
+    record_property("layers", layers)
+    record_property("megabytes", megabytes)
+    assert layers <= 4
+    assert 0 < megabytes < 150
