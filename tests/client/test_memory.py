@@ -36,7 +36,7 @@ class Stub:
     ensemble = Ensemble("preference_ensemble", ("a", "b", "tie"), ("gemma", "llama"))
     away = {}
     def __init__(self, *arguments): pass
-    def request(self, battle, identity): return Request(battle, 300)
+    def request(self, battle, *more): return Request(battle, 300)
     def send(self, request, timeout_s, done):
         done()
         return Ended(request.message)
