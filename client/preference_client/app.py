@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -33,6 +33,8 @@ from preference_core.files.predictions import ANSWERED_BY
 EXIT_SOME_FAILED = 3
 EXIT_SIGNAL = 128
 STANDARD_ERROR = 2
+#: Options that say what is asked, and how.
+CONNECTION = ("url", "symmetric", "tls", "root_certificates", "private_key", "certificate_chain", "token")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 EXIT_CODES = """Exit codes: 0 every row was scored. 1 the server or the machine failed; the same command goes on from
@@ -99,7 +101,6 @@ def score(
     """
     with _stopped_by_signals(output) as stopping:
         check_output(output, battles)
-        secure = tls or any((root_certificates, private_key, certificate_chain, token))
         with (
             BattleFile(
                 battles,
@@ -108,14 +109,12 @@ def score(
                 unique_ids=submission,
                 invalid_text=invalid_text,
             ) as battle_file,
-            Scorer(
-                url or DEFAULT_URL,
-                symmetric=symmetric,
+            _scorer(
+                *(url, symmetric, tls, root_certificates, private_key, certificate_chain, token),
                 weights=None if weights is None else weights_of(weights),
                 timeout_s=timeout_s,
                 deadline_s=deadline_s,
                 max_in_flight=max_in_flight,
-                tls=Tls(root_certificates, private_key, certificate_chain, token) if secure else None,
             ) as scorer,
         ):
             if submission and not battle_file.has_ids:
@@ -138,6 +137,23 @@ def score(
                 _score_file(battle_file, scorer, journal, submission, stopping, traceparent)
     _summarise(journal.counts, output, ensemble, json_summary)
     raise typer.Exit(EXIT_SOME_FAILED if journal.counts.failed else 0)
+
+
+def options_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """The command's options by the names of its parameters. Raises click's error for arguments that it would refuse."""
+    return typer.main.get_command(app).make_context("preference-score", list(arguments)).params
+
+
+def ensemble_of(options: Mapping[str, Any]) -> Ensemble:
+    """What is served now where the command, with these `options_of` it, would score."""
+    with _scorer(*(options[name] for name in CONNECTION)) as scorer:
+        return scorer.ensemble
+
+
+def _scorer(url: list[str] | None, symmetric: bool, tls: bool, *files: Path | None, **more: Any) -> Scorer:
+    """A scorer by the options in `CONNECTION`, of which `files` are the last."""
+    secure = Tls(*files)
+    return Scorer(url or DEFAULT_URL, symmetric=symmetric, tls=secure if tls or secure != Tls() else None, **more)
 
 
 def weights_of(text: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The command `preference-score-shards`: a folder of battles in, a folder of predictions out, on the workers of Ray.
 
 Each shard is one run of `preference-score` with a journal of its own, so a worker that dies costs no row. A finished
-shard is not scored again while its input and its options are the same. Only `_on_ray` knows Ray.
+shard is not scored again while its input, its options and the served ensemble are the same. Only `_on_ray` knows Ray.
 """
 
 import io
@@ -18,12 +18,13 @@ from typing import Annotated, Any
 import click
 import typer
 
-from preference_client.app import EXIT_SOME_FAILED
+from preference_client.app import EXIT_SOME_FAILED, ensemble_of, options_of
 from preference_client.app import app as score_app
 from preference_core.artefacts.manifest import sha256_of
 from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.errors import PreferenceError, SystemFailure, UserError, escape_control_characters
 from preference_core.files.rows import format_of
+from preference_core.structure import plain
 
 DONE = ".preference-shards"
 #: Of a worker that dies: every retry goes on after the rows that are kept.
@@ -44,6 +45,10 @@ class Shard:
     def note(self) -> Path:
         """What is kept of it once it is done."""
         return self.output.parent / DONE / f"{self.output.name}.json"
+
+    def arguments(self, options: Sequence[str]) -> list[str]:
+        """What `preference-score` is given to score it."""
+        return [str(self.battles), "--output", str(self.output), "--json", *options]
 
 
 def main() -> None:
@@ -70,6 +75,7 @@ def score_shards(
     All other options are handed to it: `--url` (as the workers reach the server), `--symmetric`, `--weights` and so on.
     """
     shards = shards_of(battles, output)
+    options_of(shards[0].arguments(context.args))
     output.joinpath(DONE).mkdir(parents=True, exist_ok=True)
     failed_rows = unfinished = 0
     answered: dict[str, Shard] = {}
@@ -117,12 +123,13 @@ def score_shard(shard: Shard, options: Sequence[str], folder: str) -> dict[str, 
     Relative paths among the options count from `folder`.
     """
     try:
-        run = {"options": list(options), "battles": sha256_of(shard.battles)}
-        if (done := _done(shard, run)) is not None:
-            return done | {"note": ", up to date"}
         said = io.StringIO()
-        line = [str(shard.battles), "--output", str(shard.output), "--json", *options]
+        line = shard.arguments(options)
         with chdir(folder), redirect_stdout(said):
+            served = plain(ensemble_of(options_of(line)))
+            run = {"options": list(options), "battles": sha256_of(shard.battles), "ensemble": served}
+            if (done := _done(shard, run)) is not None:
+                return done | {"note": ", up to date"}
             score_app(line, standalone_mode=False)
         summary: dict[str, Any] = json.loads(said.getvalue())
         note = {"run": run, "predictions": sha256_of(shard.output), "summary": summary}

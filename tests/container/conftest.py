@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from demo_files import demo_repository
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).with_name("standin")
@@ -168,11 +169,7 @@ def _debian(engine: Engine) -> str:
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """What `make demo` exported."""
-    folder = ROOT / "build/demo/repository"
-    if not folder.exists():
-        done = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return demo_repository()
 
 
 @dataclass(frozen=True)

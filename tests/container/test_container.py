@@ -1,6 +1,5 @@
 """The project's container as users run it: built, started, attacked, stopped."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from demo_files import BATTLES, PREDICTIONS, repeated_battles
 
 ROOT = Path(__file__).parents[2]
 ENTRYPOINT_REFUSES = 2
@@ -32,7 +32,7 @@ def processes(stack: Any, name: str) -> list[str]:
     return stack.engine("exec", stack.container, "python3", "-c", STUBS.replace("NAME", name)).split()  # type: ignore[no-any-return]
 
 
-def score(output: Path, battles: Path = ROOT / "build/demo/data/test.csv") -> "subprocess.Popen[bytes]":
+def score(output: Path, battles: Path = BATTLES) -> "subprocess.Popen[bytes]":
     """Starts scoring `battles`, by default the demo's test file."""
     command = [str(Path(sys.executable).with_name("preference-score")), str(battles)]
     return subprocess.Popen(
@@ -44,20 +44,15 @@ def score(output: Path, battles: Path = ROOT / "build/demo/data/test.csv") -> "s
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """The demo's test file thirty times: more than any server here scores in ten seconds."""
-    with (ROOT / "build/demo/data/test.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
-    battles = tmp_path / "many.csv"
-    with battles.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *([f"{turn}-{key}", *rest] for turn in range(30) for key, *rest in rows)])
-    return battles
+    """More than any server here scores in ten seconds."""
+    return repeated_battles(tmp_path / "many.csv", 30)
 
 
 def test_the_container_becomes_healthy_and_scores_as_the_demo_does(
     running: Any, metrics: Callable[[], str], tmp_path: Path
 ) -> None:
     assert score(tmp_path / "predictions.csv").wait(120) == 0
-    expected = (ROOT / "build/demo/predictions.csv").read_bytes()
+    expected = PREDICTIONS.read_bytes()
     assert (tmp_path / "predictions.csv").read_bytes() == expected
     rows = len(expected.splitlines()) - 1
     assert f'nv_inference_request_success{{model="preference_ensemble",version="1"}} {rows}' in metrics()

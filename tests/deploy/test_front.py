@@ -21,6 +21,7 @@ import grpc
 import pytest
 import tritonclient.grpc as triton
 import yaml
+from demo_files import BATTLES, PREDICTIONS, ROOT, demo_repository, repeated_battles
 from spans import Collector, collecting
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -30,7 +31,6 @@ from preference_core.errors import ServerError
 from preference_embedded import ports
 from preference_embedded.launcher import Options, TritonServer
 
-ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "docker" / "envoy"
 TOOLS = "PREFERENCE_DEPLOY_TOOLS"
 SERVER_PYTHON = "PREFERENCE_SERVER_PYTHON"
@@ -149,16 +149,6 @@ def _address(url: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def repository() -> Path:
-    """What `make demo` exported."""
-    folder = ROOT / "build/demo/repository"
-    if not folder.exists():
-        done = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
     """Where the servers send their traces."""
     with collecting() as collector:
@@ -167,10 +157,11 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def start_server(
-    repository: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+    collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., TritonServer]]:
     """Starts real servers, traced as in the container; on the ports of one that ended, if asked."""
     tracing = runpy.run_path(str(ROOT / "docker" / "entrypoint.py"))["tracing"](collector.url)
+    repository = demo_repository()
     started: list[TritonServer] = []
     logs = tmp_path_factory.mktemp("servers")
 
@@ -266,10 +257,10 @@ def status_of(front: Front, message: Any, *, method: str = "ModelInfer", **optio
 def test_scores_through_the_front_are_the_demos_and_both_servers_worked(
     front: Front, servers: list[TritonServer], tmp_path: Path
 ) -> None:
-    client = front.score(ROOT / "build/demo/data/test.csv", tmp_path / "predictions.csv")
+    client = front.score(BATTLES, tmp_path / "predictions.csv")
     said, _ = client.communicate(timeout=120)
     assert client.returncode == 0, said
-    assert (tmp_path / "predictions.csv").read_bytes() == (ROOT / "build/demo/predictions.csv").read_bytes()
+    assert (tmp_path / "predictions.csv").read_bytes() == PREDICTIONS.read_bytes()
     for server in servers:
         with triton.InferenceServerClient(server.grpc_url) as direct:
             (statistics,) = direct.get_inference_statistics(tensors.ENSEMBLE).model_stats
@@ -439,21 +430,8 @@ def test_renewed_certificates_are_used_without_a_restart(front: Front) -> None:
 
     before = serial()
     certificate(front.secrets, "server")
-    (front.secrets / "moved").write_text("")
-    (front.secrets / "moved").rename(front.secrets / "moved-again")
     eventually(lambda: serial() != before)
     assert status_of(front, request_for()) == "OK"
-
-
-def repeated(path: Path, times: int) -> Path:
-    """Writes the demo's test file as often as asked."""
-    with (ROOT / "build/demo/data/test.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [header, *([f"{turn}-{key}", *rest] for turn in range(times) for key, *rest in rows)]
-        )
-    return path
 
 
 def scores_of(path: Path) -> list[list[str]]:
@@ -471,7 +449,7 @@ def test_no_row_fails_when_servers_are_replaced_one_after_the_other(
     by: signal.Signals,
     times: int,
 ) -> None:
-    client = front.score(repeated(tmp_path / "many.csv", times), tmp_path / "predictions.csv")
+    client = front.score(repeated_battles(tmp_path / "many.csv", times), tmp_path / "predictions.csv")
     for index in range(2):
         time.sleep(2.0)
         assert client.poll() is None, client.communicate()
@@ -484,7 +462,7 @@ def test_no_row_fails_when_servers_are_replaced_one_after_the_other(
     said, _ = client.communicate(timeout=300)
     assert client.returncode == 0, said
     assert "0 failed" in said
-    expected = scores_of(ROOT / "build/demo/predictions.csv")
+    expected = scores_of(PREDICTIONS)
     assert scores_of(tmp_path / "predictions.csv") == expected * times
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from demo_files import BATTLES, PREDICTIONS, ROOT, demo_repository
 
 from preference_embedded import ports
 from preference_embedded.launcher import Options, TritonServer
 
-ROOT = Path(__file__).parents[2]
 PROGRAMS = "PREFERENCE_RAY_PROGRAMS"
 SHARDS = 20
 #: The long form of `make test-ray` has 10,000.
@@ -33,11 +33,8 @@ def program(name: str) -> str:
 @pytest.fixture(scope="module")
 def server() -> Iterator[TritonServer]:
     """The demo's ensemble."""
-    repository = ROOT / "build/demo/repository"
-    if not repository.exists():
-        subprocess.run(["make", "demo"], cwd=ROOT, check=True, capture_output=True)
     python = Path(os.environ.get("PREFERENCE_SERVER_PYTHON") or ROOT / ".venv-server/bin/python")
-    with TritonServer(Options(repository, python=python)) as server:
+    with TritonServer(Options(demo_repository(), python=python)) as server:
         yield server
 
 
@@ -61,9 +58,9 @@ def ray() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def demo_rows() -> tuple[list[str], list[list[str]], list[list[str]]]:
     """The header and rows of the demo's test file, and its predictions."""
-    with (ROOT / "build/demo/data/test.csv").open(newline="") as file:
+    with BATTLES.open(newline="") as file:
         header, *battles = csv.reader(file)
-    with (ROOT / "build/demo/predictions.csv").open(newline="") as file:
+    with PREDICTIONS.open(newline="") as file:
         _, *predictions = csv.reader(file)
     return header, battles, predictions
 
@@ -175,9 +172,11 @@ def test_an_unknown_option_and_a_missing_ray_are_one_clear_error_each(
 ) -> None:
     for path in sorted(shards.iterdir())[2:]:
         path.unlink()
-    said, errors = start("--symetric").communicate(timeout=600)
-    assert "--symetric" in said + errors
-    assert "Traceback" not in said + errors
-    said, errors = start("--ray", "127.0.0.1:1").communicate(timeout=600)
+    misspelt = start("--symetric")
+    _, errors = misspelt.communicate(timeout=600)
+    assert misspelt.returncode == 2
+    assert "No such option: --symetric" in errors
+    assert "Traceback" not in errors
+    _, errors = start("--ray", "127.0.0.1:1").communicate(timeout=600)
     assert "No Ray answers at `127.0.0.1:1`" in errors
     assert "hint: Start one" in errors
