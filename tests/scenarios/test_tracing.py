@@ -27,7 +27,7 @@ def test_a_battle_with_a_trace_context_and_no_other_gives_spans_of_the_ensemble_
         with TritonServer(options) as server, Scorer(server.grpc_url) as scorer:
             traced = [scorer.score(battles[0], traceparent=f"00-{trace}-{CALLER}-01") for trace in TRACES]
             assert (traced[0].probabilities == scorer.score(battles[0]).probabilities).all()
-        # What is left is sent when the server ends.
+            collector.wait_for(*TRACES)
     assert {span["traceId"] for span in collector.spans} == set(TRACES)
     assert collector.services == {"preference-ensemble"}
     for trace in TRACES:

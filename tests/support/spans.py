@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,13 @@ class Collector:
         self.url = url
         self.spans: list[dict[str, Any]] = []
         self.services: set[str] = set()
+
+    def wait_for(self, *traces: str, timeout_s: float = 60.0) -> None:
+        """Until every trace has its request's span, the last of it to end; a server sends them every few seconds."""
+        end = time.monotonic() + timeout_s
+        while not all("InferRequest" in self.of(trace) for trace in traces):
+            assert time.monotonic() < end, f"spans of {traces} within {timeout_s:.0f} s, there are {self.spans}"
+            time.sleep(0.1)
 
     def of(self, trace: str) -> dict[str, dict[str, Any]]:
         """The spans of a trace by name, without those of the computing inside a model."""

@@ -70,20 +70,24 @@ def test_a_resumed_run_ends_with_the_very_adapter_of_an_uninterrupted_one(genera
     assert not (Path(member.adapter) / ".begun").exists()
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_ctrl_c_ends_training_with_a_checkpoint_where_the_same_command_goes_on(generated, jobs, capsys):
-    members = [replace(member, training=RECIPE) for member in generated.members[:2]]
+@pytest.mark.parametrize(("jobs", "total"), [(1, 8), (2, 160)])
+def test_ctrl_c_ends_training_with_a_checkpoint_where_the_same_command_goes_on(
+    generated, jobs, total, capsys, monkeypatch
+):
+    # Workers go on while the command reads their reports: they need many steps, and the command a short wait.
+    monkeypatch.setattr("preference_training.fit.parallel._SECONDS_BETWEEN_REPORTS", 0.02)
+    members = [replace(member, training={**RECIPE, "epochs": total // 4}) for member in generated.members[:2]]
     steps = []
 
     def report(name, step, total, values):
         steps.append((name, step))
-        if len(steps) == 3:
+        if len(steps) == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background has it ignored
     try:
-        with pytest.raises(Interrupted, match=r"checkpoint after step \d of 8 is kept") as caught:
+        with pytest.raises(Interrupted, match=rf"checkpoint after step \d+ of {total} is kept") as caught:
             fit_members(generated, members, jobs, report)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
