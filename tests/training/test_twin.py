@@ -15,7 +15,7 @@ from preference_training.synthetic.twin import LAYERS, twin_of
 from preference_training.toml import toml_text
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
-PUBLISHED = [path for path in CONFIGS if "tiny" not in path.read_text(encoding="utf-8")]
+PUBLISHED = [path for path in CONFIGS if path.stem not in ("demo", "real")]
 
 BINARY = """
 name = "binary"
