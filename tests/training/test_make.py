@@ -1,15 +1,24 @@
-"""What `make demo` and `make twin` run: the real recipes, with stand-ins for the commands that note their arguments."""
+"""What `make demo`, `make twin` and `make real` run: the real recipes, whose commands are stand-ins that note their
+arguments.
+"""
 
 import os
 import shlex
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from preference_core.ensemble.loading import load_config
+from preference_core.ensemble.settings import Classifier, ParityLimits
+
 ROOT = Path(__file__).parents[2]
 NOTE = '#!/bin/sh\necho "$(basename "$0")" "$@" >>"$NOTES"\n'
 #: As `preference-serve --run`: puts an address into the command, and runs it.
+#: Leaves what the rest of the recipe reads.
+PYTHON = NOTE + 'for last; do :; done\ncase "$last" in *.md) touch "$last" ;; */bases) mkdir -p "$last" ;; esac\n'
 SERVE = '#!/bin/sh\nfor last; do :; done\nexec sh -c "$(echo "$last" | sed "s/{url}/127.0.0.1:4711/g")"\n'
 
 
@@ -23,18 +32,18 @@ def made(tmp_path):
         "preference-export": NOTE,
         "preference-score": NOTE,
         "preference-serve": SERVE,
+        "python": PYTHON,
     }.items():
         (folder / name).write_text(script)
         (folder / name).chmod(0o755)
     (folder / ".installed").touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
 
     def run(*arguments):
         notes = tmp_path / "notes"
         environment = {"PATH": os.environ["PATH"], "NOTES": str(notes)}
         command = [
             "make",
-            "-f",
-            ROOT / "Makefile",
             f"BIN={folder}",
             f"SERVER_BIN={folder}",
             "-o",
@@ -83,3 +92,66 @@ def test_a_twin_is_split_and_weighted_where_its_configuration_says_so(made, tmp_
     order = ["twin", "generate", "split", "baseline", "fit", "predict", "weights", "evaluate"]
     always = ("twin", "generate", "baseline", "fit", "evaluate")
     assert trained == [name for name in order if name in (*always, *extra)]
+
+
+@pytest.fixture
+def real(made, tmp_path):
+    """Runs `make real` on a file of battles, where there are all the files that it reads."""
+    for folder in ("configs", "requirements", "benchmarks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    battles = tmp_path / "my battles.csv"
+    battles.write_text("battles")
+    return lambda: made("real", f"BATTLES={battles}")
+
+
+def test_real_goes_from_the_weights_to_the_report(real, tmp_path):
+    commands = real()
+    assert (tmp_path / "build/real/battles.csv").read_text() == "battles"
+    configs = ["configs/real.toml", *(f"build/real/{precision}.toml" for precision in ("fp16", "int8", "fp8"))]
+    assert [command[2] for command in commands if command[0] == "preference-export"] == configs
+    trained = [command[1:3] for command in commands if command[0] == "preference-train"]
+    order = ["split", "fit", "predict", "weights", "predict", "evaluate"]
+    assert trained == [[name, configs[0]] for name in order]
+    scored = [command for command in commands if command[0] == "preference-score"]
+    assert ["--symmetric" in command for command in scored] == [True, False]
+    assert [command[:2] for command in commands if command[0] == "python"] == [
+        ["python", "-m"],
+        ["python", "benchmarks/pretrained_bases.py"],
+        ["python", "benchmarks/real.py"],
+    ]
+
+
+def test_real_does_nothing_again_that_is_newer_than_what_it_is_made_of(real, tmp_path):
+    real()
+    folder = tmp_path / "build/real"
+    for made_of in ("adapters/gemma", "repository"):
+        (folder / made_of).mkdir(parents=True)
+        (folder / made_of / "manifest.json").touch()
+    for name in ("weights.toml", "predictions.csv", "original.csv", "figures.md"):
+        (folder / name).touch()
+    (tmp_path / "notes").unlink()
+    again = [command[1] for command in real() if command[0] != "preference-export"]
+    assert again == ["split", "fit", "evaluate"]
+    os.utime(folder / "weights.toml", (0, 0))
+    (tmp_path / "notes").unlink()
+    again = [command[1] for command in real() if command[0] != "preference-export"]
+    assert again == ["split", "fit", "predict", "weights", "evaluate"]
+
+
+def test_the_precisions_of_real_differ_in_nothing_else(real, tmp_path, monkeypatch):
+    real()
+    monkeypatch.chdir(tmp_path)
+    expected = load_config(Path("configs/real.toml"), include_may_be_missing=True)
+    for precision in ("fp16", "int8", "fp8"):
+        found = load_config(Path(f"build/real/{precision}.toml"), include_may_be_missing=True)
+        members = tuple(
+            replace(member, precision=precision, parity=ParityLimits()) if isinstance(member, Classifier) else member
+            for member in expected.members
+        )
+        assert found == replace(expected, name=f"real-{precision}", members=members)
+
+
+def test_real_without_battles_says_which_it_wants(made, tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        made("real", "-o", "build/real/bases/.written", "BATTLES=absent.csv")
+    assert b"hint: make real BATTLES=" in error.value.stderr
