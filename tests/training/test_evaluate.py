@@ -253,6 +253,14 @@ def test_the_symmetric_ensemble_has_scores_of_its_own(targets):
     assert scores["symmetric"].log_loss.value == pytest.approx(expected)
 
 
+def test_predictions_of_the_exchanged_battles_give_the_same_symmetric_scores(targets):
+    write_predictions("swapped.csv", {"gemma": judge(3), "llama": judge(4)})
+    averages = {"gemma": (judge(1) + judge(3)[:, [1, 0, 2]]) / 2, "llama": (judge(2) + judge(4)[:, [1, 0, 2]]) / 2}
+    write_predictions("symmetric.csv", averages)
+    one, other = measured(swapped=Path("swapped.csv")).scores[3], measured(symmetric=Path("symmetric.csv")).scores[3]
+    assert (one.name, one.log_loss.value) == (other.name, pytest.approx(other.log_loss.value, abs=1e-6))
+
+
 def test_the_symmetric_file_says_the_same_as_the_swapped_one(targets):
     members = {"gemma": judge(3), "llama": judge(4)}
     write_predictions("swapped.csv", members)

@@ -13,6 +13,7 @@ import pytest
 
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import Classifier, ParityLimits
+from preference_training.synthetic.generate import generation_of
 
 ROOT = Path(__file__).parents[2]
 NOTE = '#!/bin/sh\necho "$(basename "$0")" "$@" >>"$NOTES"\n'
@@ -107,7 +108,7 @@ def real(made, tmp_path):
 def test_real_goes_from_the_weights_to_the_report(real, tmp_path):
     commands = real()
     assert (tmp_path / "build/real/battles.csv").read_text() == "battles"
-    configs = ["configs/real.toml", *(f"build/real/{precision}.toml" for precision in ("fp16", "int8", "fp8"))]
+    configs = ["configs/real.toml", *(f"build/real-{precision}.toml" for precision in ("fp16", "int8", "fp8"))]
     assert [command[2] for command in commands if command[0] == "preference-export"] == configs
     trained = [command[1:3] for command in commands if command[0] == "preference-train"]
     order = ["split", "fit", "predict", "weights", "predict", "evaluate"]
@@ -143,7 +144,7 @@ def test_the_precisions_of_real_differ_in_nothing_else(real, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     expected = load_config(Path("configs/real.toml"), include_may_be_missing=True)
     for precision in ("fp16", "int8", "fp8"):
-        found = load_config(Path(f"build/real/{precision}.toml"), include_may_be_missing=True)
+        found = load_config(Path(f"build/real-{precision}.toml"), include_may_be_missing=True)
         members = tuple(
             replace(member, precision=precision, parity=ParityLimits()) if isinstance(member, Classifier) else member
             for member in expected.members
@@ -155,3 +156,30 @@ def test_real_without_battles_says_which_it_wants(made, tmp_path):
     with pytest.raises(subprocess.CalledProcessError) as error:
         made("real", "-o", "build/real/bases/.written", "BATTLES=absent.csv")
     assert b"hint: make real BATTLES=" in error.value.stderr
+
+
+def test_each_fold_of_real_has_battles_and_adapters_of_its_own(real, made, tmp_path, monkeypatch):
+    real()
+    (tmp_path / "notes").unlink()
+    for fold in range(5):
+        folder = tmp_path / f"build/real-fold-{fold}"
+        folder.mkdir()
+        for name in ("predictions", "swapped"):
+            (folder / f"{name}.csv").write_text(f"header\n{name} {fold}\n")
+    commands = [command[1:3] for command in made("real-folds") if command[0] == "preference-train"]
+    order = ["split", "fit", "predict", "weights", "predict", "predict"]
+    assert commands[-1] == ["evaluate", "build/real-folds.toml"]
+    assert commands[:-1] == [[name, f"build/real-fold-{fold}.toml"] for fold in range(5) for name in order]
+    assert (tmp_path / "build/real-folds/swapped.csv").read_text().split("\n")[:3] == [
+        "header",
+        "swapped 0",
+        "swapped 1",
+    ]
+    monkeypatch.chdir(tmp_path)
+    config = load_config(Path("build/real-fold-3.toml"), include_may_be_missing=True)
+    expected = load_config(Path("configs/real.toml"), include_may_be_missing=True)
+    split = generation_of(config).split
+    assert (split.source, split.folds, split.fold) == ("build/real/battles.csv", 5, 3)
+    assert [member.base for member in config.members[:2]] == [member.base for member in expected.members[:2]]
+    written = [*(member.adapter for member in config.members[:2]), config.members[2].base, config.data.train]
+    assert all(path.startswith("build/real-fold-3/") for path in written)

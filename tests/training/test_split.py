@@ -63,6 +63,22 @@ def test_no_prompt_lands_in_two_parts_whatever_its_case_and_spaces(source, tmp_p
     assert len(part_of) > 100
 
 
+def test_each_battle_is_a_test_battle_of_one_fold_and_no_prompt_is_on_both_sides(source, tmp_path):
+    judged = Counter()
+    for fold in range(5):
+        folder = tmp_path / str(fold)
+        folder.mkdir()
+        make_split(folder, Split(str(source), fold=fold, folds=5), LABELS)
+        parts = {part: read_labelled(folder / f"{part}.csv", LABELS) for part in PARTS}
+        judged.update(parts["test"].ids)
+        prompts = [{battle.prompt for battle in parts[part].battles} for part in PARTS]
+        assert not prompts[2] & (prompts[0] | prompts[1])
+        for part, share in zip(PARTS, (0.7, 0.1, 0.2), strict=True):
+            assert len(parts[part].ids) / 1200 == pytest.approx(share, abs=0.02)
+    assert set(judged.values()) == {1}
+    assert len(judged) == 1200
+
+
 def test_parts_and_labels_have_their_shares_within_two_per_cent(source, tmp_path):
     details = make_split(tmp_path, Split(str(source)), LABELS)
     whole = np.bincount(read_labelled(source, LABELS).targets) / 1200
@@ -169,8 +185,11 @@ def test_text_that_no_file_holds_is_replaced(tmp_path):
         ({"train": 1.0, "validation": 0.0, "test": 0.0}, "`train` is 1.0"),
         ({"sample": 2}, "`sample` is 2"),
         ({"seed": -1}, "`seed` is -1, expected at least 0"),
+        ({"folds": 4}, "`test` is 0.2, expected 1 / 4"),
+        ({"folds": 5, "fold": 5}, "`fold` is 5, expected 0 to 4"),
+        ({"fold": 1}, "`fold` is 1, expected 0 to 0"),
     ],
-    ids=["sum", "all", "sample", "seed"],
+    ids=["sum", "all", "sample", "seed", "folds", "fold", "no folds"],
 )
 def test_shares_that_cannot_be_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):

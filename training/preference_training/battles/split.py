@@ -45,6 +45,8 @@ class Split:
     #: above 1: also stratified by this many quantiles of the difference in length (A - B, in characters), numbered in
     #: a column `length_bucket`
     length_buckets: int = 1
+    folds: int | None = None  #: to cross-validate: the test battles are one of so many parts of equal size
+    fold: int = 0  #: which of them, from 0
     seed: int = 42  #: of what is drawn
 
     def __post_init__(self) -> None:
@@ -57,6 +59,10 @@ class Split:
             raise ConfigError(f"`sample` is {self.sample}, expected at least {len(PARTS)}")
         if self.length_buckets < 1:
             raise ConfigError(f"`length_buckets` is {self.length_buckets}, expected at least 1")
+        if self.folds is not None and not math.isclose(self.test * self.folds, 1, abs_tol=1e-6):
+            raise ConfigError(f"`test` is {self.test}, expected 1 / {self.folds}, the share of a fold")
+        if not 0 <= self.fold < (self.folds or 1):
+            raise ConfigError(f"`fold` is {self.fold}, expected 0 to {(self.folds or 1) - 1}: `folds` says how many")
         if self.seed < 0:
             raise ConfigError(f"`seed` is {self.seed}, expected at least 0")
 
@@ -89,7 +95,7 @@ def make_split(folder: Path, split: Split, labels: Sequence[str]) -> dict[str, A
         strata = targets * split.length_buckets + buckets
         rows = [{**row, LENGTH_BUCKET: bucket} for row, bucket in zip(rows, buckets.tolist(), strict=True)]
     chosen = np.arange(len(rows)) if split.sample is None else sampled(strata, split.sample, split.seed)
-    parts = assigned(strata[chosen], [prompts[index] for index in chosen], split.shares(), split.seed)
+    parts = _parts(strata[chosen], [prompts[index] for index in chosen], split)
     battles, label_shares = {}, {}
     for number, part in enumerate(PARTS):
         indices = chosen[parts == number]
@@ -100,6 +106,18 @@ def make_split(folder: Path, split: Split, labels: Sequence[str]) -> dict[str, A
         battles[part] = len(indices)
         label_shares[part] = dict(zip(labels, (counts / len(indices)).round(4).tolist(), strict=True))
     return {"battles": battles, "label_shares": label_shares}
+
+
+def _parts(strata: Indices, prompts: Sequence[str], split: Split) -> Indices:
+    """The index into `PARTS` `[n]` of each battle."""
+    if split.folds is None:
+        return assigned(strata, prompts, split.shares(), split.seed)
+    folds = assigned(strata, prompts, [1 / split.folds] * split.folds, split.seed)
+    parts = np.full(len(strata), PARTS.index("test"))
+    rest = np.flatnonzero(folds != split.fold)
+    shares = [share / (1 - split.test) for share in (split.train, split.validation)]
+    parts[rest] = assigned(strata[rest], [prompts[index] for index in rest], shares, split.seed)
+    return parts
 
 
 def sampled(strata: Indices, count: int, seed: int) -> Indices:

@@ -35,7 +35,7 @@ from preference_training.evaluation.breakdown import (
     shares_of,
 )
 from preference_training.evaluation.predictions import ENSEMBLE, Predictions, answered_by, read_predictions
-from preference_training.evaluation.swaps import SwapConsistency, swap_consistencies
+from preference_training.evaluation.swaps import SwapConsistency, other_order, swap_consistencies
 from preference_training.evaluation.truncation import TruncationCost, truncation_costs
 from preference_training.statistics.calibration_error import calibration_estimate
 from preference_training.statistics.intervals import Array, Bootstrap, Estimate, Indices, Resamples, exactly, share_of
@@ -64,11 +64,11 @@ class Score:
 class Evaluation:
     """Everything measured on `battles` battles. What belongs to a single source of predictions is that of the ensemble.
 
-    `scores` are those of the members, the ensemble, the symmetric one (where it was asked too), the length baseline
-    (where one was fitted), the class prior and the uniform guess. `confusion` counts battles by label (row) and by the
-    most probable label (column); `confusion_shares` are the same as shares of each row. `groups` has the results by
-    `length`, `turns` and `language`. `swaps` needs predictions of the exchanged battles. `answered_by` is the ensemble
-    that made the predictions, if they say so.
+    `scores` are those of the members, the ensemble, the symmetric one (where both orders are known), the length
+    baseline (where one was fitted), the class prior and the uniform guess. `confusion` counts battles by label (row)
+    and by the most probable label (column); `confusion_shares` are the same as shares of each row. `groups` has the
+    results by `length`, `turns` and `language`. `swaps` needs predictions of the exchanged battles. `answered_by` is
+    the ensemble that made the predictions, if they say so.
     """
 
     battles: int
@@ -112,7 +112,7 @@ def evaluate(
     report("files", 2, 2)
     sources = {**read.members, ENSEMBLE: read.ensemble}
     resamples = bootstrap.of(len(data.ids), partial(report, "resamples"))
-    swaps = swap_consistencies(config, read, sources, swapped, symmetric, resamples)
+    other = other_order(config, read, swapped, symmetric)
     groups = {
         "length": groups_by_length(data, read.ensemble, resamples),
         "turns": groups_by_turns(data, read.ensemble, resamples),
@@ -122,7 +122,7 @@ def evaluate(
     return Evaluation(
         battles=len(data.ids),
         labels=config.labels,
-        scores=_scores(config, labelled, data, read, symmetric, resamples),
+        scores=_scores(config, labelled, data, read, other.symmetric, resamples),
         confusion=confusion_of(read.ensemble, data.targets),
         confusion_shares=confusion_shares_of(read.ensemble, data.targets),
         groups=groups,
@@ -131,7 +131,7 @@ def evaluate(
         lead_by_length=lead_by_length(data, read.ensemble, config.labels, resamples),
         agreement=agreement_of(sources),
         truncation=truncation_costs(config, data, read, resamples, report),
-        swaps=swaps,
+        swaps=swap_consistencies(config, sources, other.exchanged, resamples),
         bootstrap=bootstrap,
         answered_by=answered_by(predictions),
     )
@@ -142,7 +142,7 @@ def _scores(
     labelled: Path,
     data: LabelledBattles,
     read: Predictions,
-    symmetric: Path | None,
+    symmetric: Array | None,
     resamples: Resamples,
 ) -> tuple[Score, ...]:
     """Members, ensembles, length baseline, class prior (the shares of these very labels) and the uniform guess."""
@@ -167,7 +167,7 @@ def _scores(
     scores = [score(name, values, read.dropped.get(name)) for name, values in read.members.items()]
     scores.append(score(ENSEMBLE, read.ensemble))
     if symmetric is not None:
-        scores.append(score(SYMMETRIC, read_predictions(symmetric, config).in_order_of(data.ids).ensemble))
+        scores.append(score(SYMMETRIC, symmetric))
     baseline = baseline_predictions(config, labelled, data, resamples.bootstrap.seed)
     if baseline is not None:
         scores.append(score(*baseline))

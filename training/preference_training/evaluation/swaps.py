@@ -36,23 +36,33 @@ class SwapConsistency:
     position_bias: Estimate
 
 
-def swap_consistencies(
-    config: Config,
-    read: Predictions,
-    sources: Mapping[str, Array],
-    swapped: Path | None,
-    symmetric: Path | None,
-    resamples: Resamples,
-) -> tuple[SwapConsistency, ...]:
-    """One result for each of `sources` that the other file covers; none without a file."""
+@dataclass(frozen=True)
+class OtherOrder:
+    """Predictions of the same battles with their responses exchanged, by source, their labels back in the original
+    order; and the `symmetric` ensemble's own, where they are known.
+    """
+
+    exchanged: Mapping[str, Array]
+    symmetric: Array | None = None
+
+
+def other_order(config: Config, read: Predictions, swapped: Path | None, symmetric: Path | None) -> OtherOrder:
+    """What one of the two files says of the other order; nothing without a file."""
     if swapped is not None and symmetric is not None:
         raise UserError("Both `--swapped` and `--symmetric` were given", hint="Pass one of them.")
-    if swapped is not None:
-        exchanged = _exchanged(config, read, swapped)
-    elif symmetric is not None:
-        exchanged = _exchanged_of_symmetric(config, read, symmetric)
-    else:
-        return ()
+    if symmetric is not None:
+        other = read_predictions(symmetric, config).in_order_of(read.ids)
+        return OtherOrder(_exchanged_of_symmetric(config, read, symmetric, other), other.ensemble)
+    if swapped is None:
+        return OtherOrder({})
+    exchanged = _exchanged(config, read, swapped)
+    return OtherOrder(exchanged, (read.ensemble + exchanged[ENSEMBLE]) / 2 if _is_mean_of_orders(config) else None)
+
+
+def swap_consistencies(
+    config: Config, sources: Mapping[str, Array], exchanged: Mapping[str, Array], resamples: Resamples
+) -> tuple[SwapConsistency, ...]:
+    """One result for each of `sources` whose predictions of the other order are known."""
     results = []
     for name, original in sources.items():
         if name in exchanged:
@@ -76,14 +86,15 @@ def _exchanged(config: Config, read: Predictions, path: Path) -> dict[str, Array
     return {name: values[:, order] for name, values in {**other.members, ENSEMBLE: other.ensemble}.items()}
 
 
-def _exchanged_of_symmetric(config: Config, read: Predictions, path: Path) -> dict[str, Array]:
-    """The other half of an average of which one half is known.
+def _is_mean_of_orders(config: Config) -> bool:
+    """Whether the symmetric ensemble's predictions are the mean of the ensemble's for both orders."""
+    return config.combine.average == "probabilities" and config.combine.post_processing is None
 
-    The ensemble's own follows only where it averages probabilities without post-processing.
-    """
-    other = read_predictions(path, config).in_order_of(read.ids)
+
+def _exchanged_of_symmetric(config: Config, read: Predictions, path: Path, other: Predictions) -> dict[str, Array]:
+    """The other half of an average of which one half is known; of the ensemble only where it is one."""
     pairs = {name: (read.members[name], values) for name, values in other.members.items() if name in read.members}
-    if config.combine.average == "probabilities" and config.combine.post_processing is None:
+    if _is_mean_of_orders(config):
         pairs[ENSEMBLE] = read.ensemble, other.ensemble
     found = {}
     for name, (original, average) in pairs.items():
