@@ -116,7 +116,7 @@ def _parts(strata: Indices, prompts: Sequence[str], split: Split) -> Indices:
     parts = np.full(len(strata), PARTS.index("test"))
     rest = np.flatnonzero(folds != split.fold)
     shares = [share / (1 - split.test) for share in (split.train, split.validation)]
-    parts[rest] = assigned(strata[rest], [prompts[index] for index in rest], shares, split.seed)
+    parts[rest] = assigned(strata[rest], [prompts[index] for index in rest.tolist()], shares, split.seed)
     return parts
 
 
