@@ -19,6 +19,7 @@ It knows nothing of where errors come from. Commands print `describe(error)` and
     +- SystemFailure              the machine's, the server's or the file system's: exit code 1
        +- NonFiniteLogitsError
        +- ServerError
+       |  +- StartCrash           preference_embedded.launcher
        |  +- UnavailableError
        |  +- DeadlineError
        +- ScoringError

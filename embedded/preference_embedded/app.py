@@ -95,6 +95,7 @@ def serve(
             verify=verify,
             verbose=log_level == "verbose",
             log_file=log_file or settings.folders.server_log,
+            say=_say,
         )
         if not is_loopback(address):
             _say(f"warning: `{address}` is open to the network; this Triton (24.10) lacks two years of security fixes")

@@ -25,8 +25,11 @@ from preference_core.errors import ServerError
 from preference_embedded import machine, ports, processes, server_log
 from preference_embedded.machine import MIB, Machine
 from preference_embedded.repository import ServedModel, models_of, release_of
+from preference_embedded.server_log import DEAD_PROCESS
 
 POLL_INTERVAL_S = 0.02
+#: The bundled release sometimes crashes while it loads models, and serves at the next try.
+MAX_START_CRASHES = 2
 HEALTH_TIMEOUT_S = 5.0
 #: The kernel takes 107 bytes for the path of a socket.
 LONGEST_FOLDER = 60
@@ -35,6 +38,10 @@ UNUSED_PORTS = {"grpc": 1, "http": 2, "metrics": 3}
 PYTHON_VARIABLE = "PREFERENCE_SERVER_PYTHON"
 #: Clients do not need these and must not reach them: shared memory reads and writes this machine's memory.
 CLOSED_INTERFACES = "shared-memory,trace,logging"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Options:
     PREFERENCE_SERVER_PYTHON names, or else this one; links are kept, for they make it a virtual environment. `verify`
     checks every file against the repository's manifest first; only a repository under development goes without.
     `log_file` gets everything the server says; without one it goes to a temporary file that is removed unless something
-    failed. `extra_arguments` are passed to tritonserver.
+    failed. `extra_arguments` are passed to tritonserver. `say` gets one line for each start that is tried again.
     """
 
     repository: Path
@@ -64,6 +71,11 @@ class Options:
     shared_memory: Path = Path("/dev/shm")
     shared_memory_mib_per_instance: int = 8
     extra_arguments: tuple[str, ...] = ()
+    say: Callable[[str], None] = _say
+
+
+class StartCrash(ServerError):
+    """The server, or the process of a model, died before all was ready."""
 
 
 class TritonServer:
@@ -123,6 +135,7 @@ class TritonServer:
 
         Raises `ArtefactError` for a repository that is missing or was changed, `ServerError` when this machine cannot
         run the server, a port is busy, a model does not load, or `start_timeout_s` passes. `report` is told each step.
+        A server that crashes meanwhile is started again, MAX_START_CRASHES times at most.
         """
         options = self.options
         self.models, self.release = models_of(options.repository), release_of(options.repository)
@@ -146,16 +159,14 @@ class TritonServer:
                 hint="Set TMPDIR to a shorter one.",
             )
         report("Loading models")
-        # Once all models are loaded nothing reads the backends' files again; gone by then, they cannot be left behind.
-        with tempfile.TemporaryDirectory(prefix=self._prefix) as private:
-            write_backends(Path(private) / "backends", facts)
-            write_environment(Path(private) / "environment", facts)
-            self._launch(facts, Path(private))
+        for crashes_left in reversed(range(MAX_START_CRASHES + 1)):
             try:
-                self._wait_until_ready()
-            except BaseException:
-                self._end(timeout_s=options.stop_timeout_s)
-                raise
+                self._start_once(facts)
+                break
+            except StartCrash as error:
+                if not crashes_left:
+                    raise
+                options.say(f"warning: {error}; starting it again")
         self._stubs = processes.stubs_of(self.pid)
 
     def stop(self, timeout_s: float | None = None) -> None:
@@ -199,6 +210,18 @@ class TritonServer:
         if seal != self._seal:
             manifest.verify(self.options.repository, kind=manifest.REPOSITORY)
             self._seal = seal
+
+    def _start_once(self, facts: Machine) -> None:
+        # Once all models are loaded nothing reads the backends' files again; gone by then, they cannot be left behind.
+        with tempfile.TemporaryDirectory(prefix=self._prefix) as private:
+            write_backends(Path(private) / "backends", facts)
+            write_environment(Path(private) / "environment", facts)
+            self._launch(facts, Path(private))
+            try:
+                self._wait_until_ready()
+            except BaseException:
+                self._end(timeout_s=self.options.stop_timeout_s)
+                raise
 
     def _url(self, service: str) -> str:
         if self.options.private:
@@ -292,7 +315,9 @@ class TritonServer:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()
         cause = server_log.cause_of_failure(lines)
-        return ServerError(f"{what}: {cause}" if cause else what, hint=f"All it said is in `{self.log_file}`.")
+        crashed = (self._process is not None and (self._process.poll() or 0) < 0) or DEAD_PROCESS in (cause or "")
+        kind = StartCrash if crashed else ServerError
+        return kind(f"{what}: {cause}" if cause else what, hint=f"All it said is in `{self.log_file}`.")
 
     def _end(self, timeout_s: float) -> None:
         assert self._process is not None

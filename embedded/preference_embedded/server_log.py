@@ -22,6 +22,9 @@ HARMLESS = (
     "DCGM unable to start",
 )
 
+#: In what the server says, then or later, of a model whose process has died.
+DEAD_PROCESS = "Stub process"
+
 _ENTRY = re.compile(r'([IWEFV])\d{4} [\d:.]+ \d+ \S+:\d+\] (?:"(.*)"|(.*))$')
 _LEVELS: dict[str, LogLevel] = {"E": "error", "F": "error", "W": "warning", "I": "info", "V": "verbose"}
 _ORDER: tuple[LogLevel, ...] = ("error", "warning", "info", "verbose")
@@ -31,7 +34,9 @@ _MODEL_FAILED = re.compile(r"failed to load '([^']+)' version \d+: (.*)", re.DOT
 _MODEL_UNREADABLE = re.compile(r"Poll failed for model directory '([^']+)': (.*)", re.DOTALL)
 _ENSEMBLE_FAILED = re.compile(r"Invalid argument: ensemble '([^']+)' (?!.*has no loaded version)(.*)", re.DOTALL)
 _PROTOBUF = re.compile(r"Error parsing text-format inference\.ModelConfig: (.*)")
-_SERVER_FAILED = re.compile(r"(?:error: creating server:|failed to start \w+ service:|tritonserver:) (.*)")
+_SERVER_FAILED = re.compile(
+    r"(?:error: creating server:|failed to start \w+ service:|tritonserver:|(?=terminate called)) ?(.*)"
+)
 _STATUS = re.compile(r"^(?:Internal|Invalid argument|Not found|Unavailable|Unknown|Unsupported)(?: - |: )")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failure): ")
 _ESCAPE = re.compile(r"\\(.)")

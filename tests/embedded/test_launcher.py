@@ -1,6 +1,7 @@
 """Starting and ending the server: what it refuses, what it leaves behind, what happens when something dies."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,6 +121,58 @@ def test_a_server_that_is_not_ready_in_time_is_ended(
     with pytest.raises(ServerError, match=r"The server was not ready after 1.5 s"):
         TritonServer(options).start()
     assert wait_until(lambda: processes_naming(str(tmp_path / "repository")) == [])
+
+
+CRASHES_AT_FIRST = """
+import os, signal, sys
+from pathlib import Path
+
+class TritonPythonModel:
+    def initialize(self, args):
+        starts = Path(__file__).with_name("starts")
+        starts.open("a").write(".")
+        if starts.stat().st_size <= {crashes}:
+            print("terminate called after throwing an instance of 'lock_exception'", file=sys.stderr, flush=True)
+            os.kill({victim}, signal.SIGABRT)
+
+    def execute(self, requests):
+        return []
+"""
+
+
+@pytest.mark.parametrize(
+    ("victim", "reason"),
+    [
+        ("os.getppid()", "terminate called after throwing an instance of 'lock_exception'"),
+        ("os.getpid()", "Model `crashing`: Stub process 'crashing_0' is not healthy."),
+    ],
+    ids=["server", "stub"],
+)
+@pytest.mark.parametrize("crashes", [1, 3])
+def test_a_server_that_crashes_while_it_starts_is_started_again_twice_with_the_reason_in_one_line(
+    tmp_path: Path,
+    write_model: Callable[..., Path],
+    traces: Callable[..., list[str]],
+    crashes: int,
+    victim: str,
+    reason: str,
+) -> None:
+    config = 'backend: "python" input [{name: "x" data_type: TYPE_INT32 dims: [1]}] '
+    config += 'output [{name: "y" data_type: TYPE_INT32 dims: [1]}]'
+    version = write_model(tmp_path, "crashing", config, CRASHES_AT_FIRST.format(crashes=crashes, victim=victim))
+    before, said = traces(), list[str]()
+    server = TritonServer(Options(tmp_path, verify=False, stop_timeout_s=0.1, say=said.append))
+    reason = f"The server did not start: {reason}"
+    if crashes == 1:
+        with server:
+            assert server.lost() is None
+        assert said == [f"warning: {reason}; starting it again"]
+    else:
+        with pytest.raises(ServerError, match=re.escape(reason)):
+            server.start()
+        assert said == [f"warning: {reason}; starting it again"] * 2
+    assert len((version / "starts").read_bytes()) == min(crashes + 1, 3)
+    assert set(traces()) <= set(before)
 
 
 def test_an_unknown_tritonserver_option_is_the_error_that_is_shown(repository: Path) -> None:

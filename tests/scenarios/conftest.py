@@ -7,20 +7,23 @@ that the repository was made from.
 import csv
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from tritonclient.grpc import service_pb2_grpc
 
 from preference_core.battles.battle import battle_from_row
 from preference_core.battles.template import template_of
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import Config
+from preference_embedded.guarded import GuardedServer, door_options
 from preference_embedded.launcher import Options, TritonServer
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +65,34 @@ def server(demo, tmp_path_factory):
     python = Path(os.environ["PREFERENCE_SERVER_PYTHON"])
     with TritonServer(Options(ROOT / demo.config.folders.repository, python=python, log_file=log)) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def guarded(demo, tmp_path_factory):
+    """The demo's repository behind the door, with a latency goal that a test of overload reaches quickly."""
+    options = Options(
+        demo.folder / "repository",
+        python=Path(os.environ["PREFERENCE_SERVER_PYTHON"]),
+        log_file=tmp_path_factory.mktemp("guarded") / "server.log",
+    )
+    server = GuardedServer(options, replace(door_options(demo.config), latency_goal_s=0.5))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def stub(guarded):
+    with grpc.insecure_channel(guarded.urls["grpc"]) as channel:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+@pytest.fixture
+def measured(request):
+    """Takes the figure that a test has measured: `measured("12 battles/s")`."""
+    return lambda figure: request.node.user_properties.append(("measured", figure))
 
 
 class Reference:

@@ -4,7 +4,6 @@ Every test ends with a battle that gets the same answer as before. Nothing resta
 a restart would hide that it died.
 """
 
-import http.client
 import json
 import os
 import signal
@@ -13,44 +12,19 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 
 import grpc as plain
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from served import JSON_BATTLE, TEXTS, battle_request, get
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from preference_client.scorer import Scorer
 from preference_core import tensors
-from preference_embedded.guarded import GuardedServer, door_options
-from preference_embedded.launcher import Options
 
 ENSEMBLES = (tensors.ENSEMBLE, tensors.ENSEMBLE_SYMMETRIC)
-TEXTS = {"prompt": b"Why?", "response_a": b"Because.", "response_b": b"No idea."}
-JSON_BATTLE = {
-    "inputs": [
-        {"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [text.decode()]} for name, text in TEXTS.items()
-    ]
-}
-
-
-@pytest.fixture(scope="module")
-def guarded(demo, tmp_path_factory):
-    """The demo's repository behind the door, with a latency goal that a test of overload reaches quickly."""
-    options = Options(
-        demo.folder / "repository",
-        python=Path(os.environ["PREFERENCE_SERVER_PYTHON"]),
-        log_file=tmp_path_factory.mktemp("guarded") / "server.log",
-    )
-    server = GuardedServer(options, replace(door_options(demo.config), latency_goal_s=0.5))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -64,21 +38,6 @@ def answered_rightly_afterwards(guarded, battles):
     assert np.abs(np.array(after) - before).max() <= 1e-5
 
 
-@pytest.fixture
-def stub(guarded):
-    with plain.insecure_channel(guarded.urls["grpc"]) as channel:
-        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
-
-
-def battle_request(model=tensors.ENSEMBLE, words=1):
-    request = service_pb2.ModelInferRequest(model_name=model)
-    for name, text in TEXTS.items():
-        request.inputs.add(name=name, datatype="BYTES", shape=[1, 1])
-        data = (text + b" ") * words
-        request.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
-    return request
-
-
 def refusal(call, request):
     """The status code and message with which a request is refused; it must not take long."""
     began = time.monotonic()
@@ -90,22 +49,12 @@ def refusal(call, request):
 
 def post(guarded, body, model=tensors.ENSEMBLE):
     """Status and JSON of the answer to a POST by HTTP."""
-    connection = http.client.HTTPConnection(guarded.urls["http"], timeout=20)
-    try:
-        connection.request("POST", f"/v2/models/{model}/infer", json.dumps(body))
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
+    status, answer = get(guarded.urls["http"], f"/v2/models/{model}/infer", json.dumps(body).encode())
+    return status, json.loads(answer)
 
 
 def status_of(guarded, path):
-    connection = http.client.HTTPConnection(guarded.urls["http"], timeout=20)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    finally:
-        connection.close()
+    return get(guarded.urls["http"], path)[0]
 
 
 def given_up(stub, model, wanted, deadline_s, *, cancel):

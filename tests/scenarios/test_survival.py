@@ -9,19 +9,16 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from battle_files import write_battles
+from battle_files import TEXTS, write_battles
+from served import serving
 
 from preference_embedded.processes import stubs_of
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 BATTLES = int(os.environ.get("PREFERENCE_SOAK_BATTLES", "2000"))
 #: Saves often enough to be killed at the right moments even where thousands of battles take seconds.
 SCORE = """
@@ -32,35 +29,9 @@ main()
 """
 
 
-@contextmanager
-def serving(log):
-    """`preference-serve` on the demo: its process, and `host:port` of gRPC."""
-    command = Path(os.environ["PREFERENCE_SERVER_PYTHON"]).with_name("preference-serve")
-    line = [command, "configs/demo.toml", "--json"]
-    line += ["--log-file", str(log), *(f"--{service}-port=0" for service in ("grpc", "http", "metrics"))]
-    said = log.with_suffix(".stderr")
-    with said.open("w") as file, subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=file) as serve:
-        try:
-            ready = serve.stdout.readline()
-            assert ready, said.read_text()
-            yield serve, json.loads(ready)["grpc"]
-        finally:
-            serve.terminate()
-            serve.wait(60)
-
-
-def triton_of(serve):
-    """Process id of the tritonserver that `serve` runs now; None while it has none."""
-    for children in Path(f"/proc/{serve.pid}/task").glob("*/children"):
-        for pid in map(int, children.read_text().split()):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "tritonserver":
-                return pid
-    return None
-
-
 def victim_of(kind, serve, client):
     """The process to kill: the (c)lient, the (s)erver, or that of a (m)odel; None while there is none."""
-    server = triton_of(serve)
+    server = serve.triton
     if server is None or kind == "c":
         return server and client.pid
     return server if kind == "s" else next((p for p, name in stubs_of(server).items() if "llama" in name), None)
@@ -79,24 +50,25 @@ def score(source, output, url, *options):
         return subprocess.Popen(line, stderr=said)
 
 
-def traces_of(pid):
-    """Processes, shared memory and folders of the server that process `pid` started."""
-    name = f"preference-{pid}-"
-    listed = subprocess.run(["ps", "-eo", "args", "-ww"], capture_output=True, text=True, check=True).stdout
-    found = [line for line in listed.splitlines() if name in line]
-    return found + [path for folder in ("/dev/shm", tempfile.gettempdir()) for path in Path(folder).glob(f"{name}*")]
+def short_battles(demo):
+    """Battles without end, each with a prompt of its own, and texts so short that 100,000 are scored in minutes."""
+    rows = [[json.loads(row[name]) for name in TEXTS] for row in demo.rows("data/test.csv")]
+    for number, row in enumerate(itertools.cycle(rows)):
+        prompt, *responses = ([turn and turn[:40] for turn in turns[:2]] for turns in row)
+        yield number, *map(json.dumps, ([f"{number}.", *prompt[1:]], *responses))
 
 
 def test_a_killed_launcher_leaves_nothing_within_seconds_whatever_is_under_way(demo, tmp_path):
-    with serving(tmp_path / "server.log") as (serve, url):
+    with serving(tmp_path / "server.log") as serve:
+        url = serve.urls["grpc"]
         client = score(demo.folder / "data/test.csv", tmp_path / "symmetric.csv", url, "--symmetric", "--deadline-s=1")
         while rows_kept(tmp_path / "symmetric.csv") < 20:
             assert client.poll() is None
             time.sleep(0.05)
-        assert traces_of(serve.pid)
+        assert serve.traces()
         began = time.monotonic()
-        serve.kill()
-        while traces_of(serve.pid):
+        serve.process.kill()
+        while serve.traces():
             assert time.monotonic() - began < 10
             time.sleep(0.05)
         sys.stderr.write(f"nothing is left {time.monotonic() - began:.1f} s after the kill\n")
@@ -108,10 +80,9 @@ def test_a_killed_launcher_leaves_nothing_within_seconds_whatever_is_under_way(d
 @pytest.mark.parametrize("kills", ["scscs", "mcm"])
 def test_killed_servers_models_and_clients_leave_no_trace_in_the_output(demo, tmp_path, kills):
     source, undisturbed, disturbed = (tmp_path / name for name in ("battles.csv", "undisturbed.csv", "disturbed.csv"))
-    rows = itertools.islice(itertools.cycle(demo.rows("data/test.csv")), BATTLES)
-    prompts = ((n, json.dumps([f"{n}.", *json.loads(row["prompt"])[1:]]), row) for n, row in enumerate(rows))
-    write_battles(source, ((n, prompt, row["response_a"], row["response_b"]) for n, prompt, row in prompts))
-    with serving(tmp_path / "server.log") as (serve, url):
+    write_battles(source, itertools.islice(short_battles(demo), BATTLES))
+    with serving(tmp_path / "server.log") as serve:
+        url = serve.urls["grpc"]
         began = time.monotonic()
         client = score(source, undisturbed, url)
         assert client.wait() == 0, undisturbed.with_suffix(".stderr").read_text()

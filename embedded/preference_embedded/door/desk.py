@@ -12,9 +12,7 @@ import grpc  # type: ignore[import-untyped]
 from preference_embedded.door.admission import Admission
 from preference_embedded.door.contract import Limits, Reason, Refused, checked, ensemble_named, parsed
 from preference_embedded.door.upstream import Upstream
-
-#: In what the server says, as INTERNAL, once the process of a model has died. It is restarted then.
-DEAD_PROCESS = "Stub process"
+from preference_embedded.server_log import DEAD_PROCESS
 
 
 class UpstreamError(Exception):
