@@ -154,9 +154,7 @@ def sent_by_http(url, data):
 def round_of_fuzz(serve, channel, number):
     """Sends ROUND requests by each protocol; returns the longest time that an answer took."""
     took = [0.0]
-    calls = {
-        name: channel.unary_unary(f"/inference.GRPCInferenceService/{name}") for name in ("ModelInfer", *METHODS)
-    }
+    calls = {name: channel.unary_unary(f"/inference.GRPCInferenceService/{name}") for name in ("ModelInfer", *METHODS)}
     rules = settings(
         max_examples=ROUND,
         deadline=None,
