@@ -28,6 +28,7 @@ export PREFERENCE_SERVER_PYTHON := $(CURDIR)/$(SERVER_BIN)/python
 .DEFAULT_GOAL := help
 export BATTLES  # a path, which shells should see and make should not read
 .PHONY: help install demo twin real real-bases real-folds test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench-export lock clean
+.PHONY: help install demo twin test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench bench-quick bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -230,6 +231,18 @@ wheels: install ## the five distributions as wheels, in build/wheels
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 		--wheel-dir $(WHEELS) $(WHEELS)/sources/*
 	rm -rf $(WHEELS)/sources
+
+bench-quick: install build/bench/peers/vllm/.installed ## this service beside Transformers and vLLM, on this CPU
+	$(BIN)/python benchmarks/bench.py --quick
+
+bench: install $(foreach peer,vllm infinity optimum,build/bench/peers/$(peer)/.installed) ## beside all peers, and how cost grows
+	$(BIN)/python benchmarks/bench.py
+
+build/bench/peers/%/.installed: benchmarks/peers/%/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) --constraint $< torch
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps --requirement $<
+	touch $@
 
 bench-export: install ## memory and time of exporting full-size models (40 GB of disk, 20 minutes)
 	$(BIN)/python benchmarks/export_full_size.py
