@@ -27,8 +27,7 @@ export PREFERENCE_SERVER_PYTHON := $(CURDIR)/$(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
 export BATTLES  # a path, which shells should see and make should not read
-.PHONY: help install demo twin real real-bases real-folds test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench-export lock clean
-.PHONY: help install demo twin test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench bench-quick bench-export lock clean
+.PHONY: help install demo twin real real-bases real-folds test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench bench-quick bench-export lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
