@@ -27,10 +27,10 @@ export PREFERENCE_SERVER_PYTHON := $(CURDIR)/$(SERVER_BIN)/python
 
 .DEFAULT_GOAL := help
 export BATTLES  # a path, which shells should see and make should not read
-.PHONY: help install demo twin real real-bases real-folds test test-fast test-soak test-container test-ray check check-deploy sbom format export serve up down docs sources wheels bench bench-quick bench-export lock clean
+.PHONY: help install demo twin real real-bases real-folds test test-fast test-soak test-container test-container-export test-kubernetes test-ray check check-deploy sbom format export export-box serve up down docs sources wheels bench bench-quick bench-export lock clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' Makefile
 
 install: $(BIN)/.installed $(SERVER_BIN)/.installed ## make both environments, with the locked versions
 
@@ -168,6 +168,14 @@ test-container: export OMP_NUM_THREADS ?= 1
 test-container: install ## the image and the stack on a Docker engine; as root, it can start one
 	PREFERENCE_CONTAINER_TESTS=1 $(BIN)/python -m pytest tests/container
 
+test-container-export: export OMP_NUM_THREADS ?= 1
+test-container-export: install ## the export image on a Docker engine, and its repository served (10 GB of disk)
+	PREFERENCE_CONTAINER_TESTS=export $(BIN)/python -m pytest tests/container/test_export.py
+
+test-kubernetes: export PREFERENCE_DEPLOY_TOOLS := $(CURDIR)/$(DEPLOY_BIN)
+test-kubernetes: install $(DEPLOY_BIN)/.installed ## the manifests on the cluster of KUBECONFIG
+	$(BIN)/python -m pytest -rs tests/kubernetes
+
 test-ray: export OMP_NUM_THREADS ?= 1
 test-ray: export PREFERENCE_RAY_PROGRAMS := $(CURDIR)/$(RAY_BIN)
 test-ray: install $(RAY_BIN)/.installed ## a folder of shards through a real Ray (PREFERENCE_SHARD_ROWS=10000: the long form)
@@ -207,10 +215,14 @@ format: install ## format, and fix what can be fixed automatically
 export: install ## base weights + adapters -> ONNX -> model repository, for CONFIG=configs/...
 	$(BIN)/preference-export all $(CONFIG)
 
+export-box: ## as `export`, in a container with the TensorRT of the server's image (PROFILE=cpu: without a GPU)
+	PREFERENCE_USER=$$(id -u):$$(id -g) docker compose --file docker/compose.yaml \
+		run --build --rm $(if $(filter cpu,$(PROFILE)),export-cpu,export) all $(CONFIG)
+
 serve: install ## the embedded server on this CPU, in the foreground, for CONFIG=configs/...
 	$(SERVER_BIN)/preference-serve $(CONFIG)
 
-up: ## the container stack, serving PREFERENCE_REPOSITORY (PROFILE=gpu or cpu)
+up: ## the container stack, serving PREFERENCE_REPOSITORY (PROFILE=gpu, two-gpus or cpu)
 	docker compose --file docker/compose.yaml --profile $(PROFILE) up --build --detach --wait
 
 down: ## stop the container stack

@@ -179,10 +179,10 @@ class Stack:
     engine: Engine
     variables: dict[str, str]
 
-    def compose(self, *arguments: str, check: bool = True) -> str:
+    def compose(self, *arguments: str, check: bool = True, timeout_s: float = 300.0) -> str:
         """Runs `docker compose` on the project's file."""
         line = ("compose", "--file", ROOT / "docker/compose.yaml", "--profile", "cpu", *arguments)
-        return self.engine(*line, check=check, **self.variables)
+        return self.engine(*line, check=check, timeout_s=timeout_s, **self.variables)
 
     @property
     def container(self) -> str:

@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
+from preference_core import tensors
 from preference_core.artefacts.manifest import write_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -76,14 +78,17 @@ def servers(services: dict[str, Any]) -> dict[str, Any]:
 def test_every_service_is_confined_and_only_the_front_is_reachable_from_elsewhere(services: dict[str, Any]) -> None:
     assert {name: service["profiles"] for name, service in services.items()} == {
         "triton": ["gpu"],
+        "triton-two-gpus": ["two-gpus"],
         "triton-cpu": ["cpu"],
+        "export": ["export"],
+        "export-cpu": ["export"],
         "front": ["front"],
         "prometheus": ["monitoring"],
         "alertmanager": ["monitoring"],
         "grafana": ["monitoring"],
     }
     for name, service in services.items():
-        assert name == "front" or {port.split(":")[0] for port in service["ports"]} == {"127.0.0.1"}
+        assert name == "front" or {port.split(":")[0] for port in service.get("ports", ())} <= {"127.0.0.1"}
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -103,24 +108,63 @@ def test_the_servers_read_their_repository_and_cannot_change_it(servers: dict[st
         assert models["read_only"] is True
 
 
-def test_only_the_gpu_profile_reserves_gpus(services: dict[str, Any]) -> None:
-    (device,) = services["triton"]["deploy"]["resources"]["reservations"]["devices"]
-    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-    assert "deploy" not in services["triton-cpu"]
+@pytest.mark.parametrize(("name", "count"), [("triton", 1), ("triton-two-gpus", 2), ("export", 1)])
+def test_each_profile_reserves_its_gpus(services: dict[str, Any], name: str, count: int) -> None:
+    (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": count, "capabilities": ["gpu"]}
+
+
+@pytest.mark.parametrize("name", ["triton-cpu", "export-cpu"])
+def test_without_a_gpu_none_is_reserved(services: dict[str, Any], name: str) -> None:
+    assert "deploy" not in services[name]
 
 
 def test_a_recent_release_is_pinned_and_in_one_place(servers: dict[str, Any]) -> None:
     (tag,) = re.findall(r"^ARG TRITON_TAG=(\S+)$", DOCKERFILE, re.MULTILINE)
     for service in servers.values():
-        assert service["build"]["args"] == {"TRITON_IMAGE": None, "TRITON_TAG": None}
+        assert service["build"]["args"] == {"TRITON_IMAGE": None, "TRITON_TAG": None, "TENSORRT": None}
     year, month = map(int, tag.partition("-")[0].split("."))
     assert (year, month) >= OLDEST_TRITON
 
 
+def test_the_export_image_is_of_the_servers_release_and_takes_tensorrt_from_it(services: dict[str, Any]) -> None:
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert set(bases) == {"${TRITON_IMAGE}:${TRITON_TAG}"}
+    # No number of TensorRT's stands anywhere: the base's own library says it.
+    assert re.findall(r'"tensorrt[\w-]*==(.*?)"', DOCKERFILE) == [
+        "${version:?The base has no libnvinfer.so}.*",
+        "$version.*",
+    ]
+    for name in ("export", "export-cpu"):
+        assert services[name]["build"] == services["triton"]["build"] | {"target": "export"}
+
+
+@pytest.mark.parametrize("libraries", [[], ["libnvinfer.so.11.4.0"], ["libnvinfer.so.11.4.0", "libnvinfer.so.10.9.0"]])
+def test_tensorrts_bindings_are_those_of_the_one_library_in_the_base(tmp_path: Path, libraries: list[str]) -> None:
+    (step,) = re.findall(r"^RUN (if \[ \"\$TENSORRT\" (?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE)
+    for name in libraries:
+        (tmp_path / name).touch()
+    (tmp_path / "libnvinfer.so.11").touch()
+    (tmp_path / "python3").write_text('#!/bin/sh\nprintf "%s " "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    line = ["sh", "-c", step.replace("/usr /opt", str(tmp_path))]
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TENSORRT": "required"}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    if not libraries:
+        assert done.returncode != 0
+        assert "The base has no libnvinfer.so" in done.stderr
+    elif len(libraries) == 1:
+        assert "tensorrt-cu13==11.4.0.* tensorrt-cu13-bindings==11.4.0.* -c import tensorrt" in done.stdout
+    else:
+        assert "==11.4.0.*" not in done.stdout
+    none = subprocess.run(line, env=environment | {"TENSORRT": "none"}, capture_output=True, text=True, check=False)
+    assert (none.returncode, none.stdout) == (0, "")
+
+
 def test_the_image_runs_as_a_user_and_checks_its_health() -> None:
-    instructions = [line.split()[0] for line in DOCKERFILE.splitlines() if re.match(r"[A-Z]+ ", line)]
-    (user,) = re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)
-    assert user == "1000:1000"
+    server = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
+    instructions = [line.split()[0] for line in server.splitlines() if re.match(r"[A-Z]+ ", line)]
+    assert re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE) == ["1000:1000"] * 2
     assert "HEALTHCHECK" in instructions
     assert instructions.index("USER") > max(n for n, word in enumerate(instructions) if word in ("RUN", "COPY"))
 
@@ -177,6 +221,7 @@ def enter(tmp_path: Path, repository: Path) -> Callable[..., "subprocess.Complet
             **os.environ,
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
             "PREFERENCE_MODELS": str(repository),
+            "PREFERENCE_ANSWERED": str(tmp_path / "answered"),
         }
         line = [str(DOCKER / "entrypoint.py"), *arguments]
         return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
@@ -239,6 +284,7 @@ def told_to_stop(tmp_path: Path, repository: Path) -> Callable[..., tuple[int, s
         entrypoint = tmp_path / "entrypoint.py"
         entrypoint.write_text((DOCKER / "entrypoint.py").read_text().replace("EXIT_TIMEOUT_S + 4", "1"))
         environment = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
+        environment["PREFERENCE_ANSWERED"] = str(tmp_path / "answered")
         line = [sys.executable, str(entrypoint)]
         with subprocess.Popen(
             line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -283,43 +329,89 @@ def test_the_image_holds_every_program_that_it_runs() -> None:
 
 def test_docker_waits_longer_than_the_entrypoint(services: dict[str, Any]) -> None:
     killed_after = runpy.run_path(str(DOCKER / "entrypoint.py"))["KILL_AFTER_S"]
-    for name in ("triton", "triton-cpu"):
+    for name in ("triton", "triton-two-gpus", "triton-cpu"):
         assert int(services[name]["stop_grace_period"].removesuffix("s")) >= killed_after + 5
 
 
+class Server(grpc.GenericRpcHandler):
+    """In the place of Triton: what it was asked, and what it answers; without an answer it refuses."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.answers = {"ModelInfer": b"an answer", "Check": b"\x08\x01"}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            _, service, method = handler_call_details.method.split("/")
+            infer = service_pb2.ModelInferRequest
+            self.asked.append(infer.FromString(request) if method == "ModelInfer" else service)
+            if method not in self.answers:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "not ready")
+            return self.answers[method]
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
 @pytest.fixture
-def health() -> Iterator[Any]:
-    """A web server in the place of Triton's; `status` is what it answers."""
-
-    class Handler(BaseHTTPRequestHandler):
-        status = 200
-
-        def do_GET(self) -> None:
-            self.send_response(Handler.status if self.path == "/v2/health/ready" else 404)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            return
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    Handler.port = server.server_port  # type: ignore[attr-defined]
-    yield Handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server() -> Iterator[Server]:
+    """Listens at its `port`."""
+    handler, serving = Server(), grpc.server(ThreadPoolExecutor(2))
+    serving.add_generic_rpc_handlers((handler,))
+    handler.port = serving.add_insecure_port("127.0.0.1:0")  # type: ignore[attr-defined]
+    serving.start()
+    yield handler
+    serving.stop(None).wait()
 
 
-@pytest.mark.parametrize(("status", "healthy"), [(200, True), (400, False), (503, False)])
-def test_the_health_check_asks_whether_every_model_is_ready(
-    health: Any, tmp_path: Path, status: int, healthy: bool
+@pytest.fixture
+def check_health(server: Any, tmp_path: Path) -> Callable[[], str]:
+    """Runs the health check; what it says against the server, nothing if that is healthy."""
+    script = (DOCKER / "ready.py").read_text()
+    assert "PORT = 8001\n" in script
+    (tmp_path / "ready.py").write_text(script.replace("PORT = 8001\n", f"PORT = {server.port}\n"))
+    environment = {**os.environ, "PREFERENCE_ANSWERED": str(tmp_path / "answered")}
+
+    def run() -> str:
+        line = [sys.executable, str(tmp_path / "ready.py")]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode == 0) is (done.stderr == "")
+        return done.stderr
+
+    return run
+
+
+def test_healthy_is_a_server_that_answered_one_battle_and_is_ready(server: Any, check_health: Any) -> None:
+    assert [check_health() for _ in range(3)] == ["", "", ""]
+    battle, *later = server.asked
+    assert later == ["grpc.health.v1.Health"] * 2
+    assert battle.model_name == tensors.ENSEMBLE
+    assert [(each.name, each.datatype, list(each.shape)) for each in battle.inputs] == [
+        (name, "BYTES", [1, 1]) for name in tensors.FIELDS
+    ]
+    assert all(int.from_bytes(text[:4], "little") == len(text) - 4 > 0 for text in battle.raw_input_contents)
+    assert len(battle.raw_input_contents) == len(battle.inputs)
+
+
+def test_a_server_that_refuses_its_battle_is_not_healthy_until_it_answers_one(server: Any, check_health: Any) -> None:
+    answer = server.answers.pop("ModelInfer")
+    assert check_health() == "not ready: inference.GRPCInferenceService/ModelInfer was refused\n"
+    server.answers["ModelInfer"] = answer
+    assert check_health() == ""
+
+
+@pytest.mark.parametrize("answer", [b"\x08\x02", b"", None])
+def test_a_server_that_answered_and_is_no_longer_ready_is_not_healthy(
+    server: Any, check_health: Any, answer: bytes | None
 ) -> None:
-    health.status = status
-    script = (DOCKER / "ready.py").read_text().replace(":8000/", f":{health.port}/")
-    (tmp_path / "ready.py").write_text(script)
-    result = subprocess.run([sys.executable, tmp_path / "ready.py"], capture_output=True, check=False)
-    assert (result.returncode == 0) is healthy
+    assert check_health() == ""
+    server.answers = {} if answer is None else {"Check": answer}
+    assert "not ready: " in check_health()
+
+
+def test_a_server_that_starts_is_asked_for_a_battle_again(enter: Any, tmp_path: Path) -> None:
+    (tmp_path / "answered").touch()
+    assert enter().returncode == 0
+    assert not (tmp_path / "answered").exists()
 
 
 @pytest.fixture
