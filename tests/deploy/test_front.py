@@ -547,12 +547,14 @@ def test_a_new_version_is_rolled_out_and_back_while_battles_are_scored(
         def score(number: int) -> None:
             versions.append(scorer.score(TEXTS).version)
 
+        old = scorer.score(TEXTS)
         with repeatedly(score):
             replace(signal.SIGTERM, exported("repository", "{ gemma = 0.9, llama = 0.1 }"))
-            assert scorer.score(TEXTS).version == "2"
+            new = scorer.score(TEXTS)
             replace(signal.SIGTERM, exported("rollback"))
-            assert scorer.score(TEXTS).version == "1"
-    assert {"1", "2"} == set(versions)
+            back = scorer.score(TEXTS)
+    assert {old.version, new.version} == set(versions)
+    assert list(back.probabilities) == list(old.probabilities) != list(new.probabilities)
 
 
 def test_a_drained_front_answers_what_it_has_accepted_and_takes_nothing_new(front: Front) -> None:
