@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> int:
     if refused := subprocess.run(verify, check=False).returncode:
         return refused
     # The health check asks a server that starts for a battle; /tmp of a pod outlives the server before it.
-    Path(os.environ["PREFERENCE_ANSWERED"]).unlink(missing_ok=True)
+    if (answered := Path(os.environ["PREFERENCE_ANSWERED"])).exists():
+        answered.unlink()
     return serve(
         [
             "tritonserver",

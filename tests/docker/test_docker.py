@@ -369,9 +369,9 @@ def check_health(server: Any, tmp_path: Path) -> Callable[[], str]:
     script = (DOCKER / "ready.py").read_text()
     assert "PORT = 8001\n" in script
     (tmp_path / "ready.py").write_text(script.replace("PORT = 8001\n", f"PORT = {server.port}\n"))
-    environment = {**os.environ, "PREFERENCE_ANSWERED": str(tmp_path / "answered")}
 
     def run() -> str:
+        environment = {"PREFERENCE_ANSWERED": str(tmp_path / "answered"), **os.environ}
         line = [sys.executable, str(tmp_path / "ready.py")]
         done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode == 0) is (done.stderr == "")
@@ -406,6 +406,14 @@ def test_a_server_that_answered_and_is_no_longer_ready_is_not_healthy(
     assert check_health() == ""
     server.answers = {} if answer is None else {"Check": answer}
     assert "not ready: " in check_health()
+
+
+def test_where_nothing_can_be_kept_each_check_asks_for_a_battle(
+    server: Any, check_health: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFERENCE_ANSWERED", "/proc/answered")
+    assert [check_health(), check_health()] == ["", ""]
+    assert [each.model_name for each in server.asked] == [tensors.ENSEMBLE] * 2
 
 
 def test_a_server_that_starts_is_asked_for_a_battle_again(enter: Any, tmp_path: Path) -> None:
