@@ -31,6 +31,8 @@ def export_base(engine: Any, base: dict[str, str]) -> dict[str, str]:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         pip += ["--dest", f"{context}/wheels", "--constraint", str(ROOT / "requirements/main.txt")]
         subprocess.run([*pip, "setuptools", "torch", str(ROOT / "core"), f"{ROOT}/export[calibration]"], check=True)
+        for wheel in Path(context, "wheels").glob("preference_*"):
+            wheel.unlink()  # They are built anew by every download: the layer would never be the same.
         lines = f"FROM preference-standin:{base['TRITON_TAG']}\nCOPY wheels /opt/wheels\n"
         (Path(context) / "Dockerfile").write_text(lines)
         engine("build", "--network", "none", "--tag", f"preference-standin:{tag}", context, DOCKER_BUILDKIT="1")

@@ -448,6 +448,15 @@ def test_renewed_certificates_are_used_without_a_restart(front: Front) -> None:
     assert status_of(front, request_for()) == "OK"
 
 
+def test_a_front_whose_key_is_missing_is_not_ready_as_kubernetes_asks(start_front: Callable[..., Front]) -> None:
+    broken = start_front(lambda text: text.replace("server.key", "missing.key"))
+    probe = front_of_kubernetes()["readinessProbe"]["httpGet"]
+    assert (probe["port"], probe["scheme"]) == ("grpc", "HTTPS")
+    with pytest.raises(OSError, match=r"EOF|reset|closed"):
+        broken.get(probe["path"])
+    assert start_front().get(probe["path"]) == 200
+
+
 def scores_of(path: Path) -> list[list[str]]:
     """Every row without its id."""
     with path.open(newline="") as file:
