@@ -161,8 +161,14 @@ test-fast: install ## the tests that take below two minutes: no training, no ser
 test-soak: export OMP_NUM_THREADS ?= 1
 test-soak: export PREFERENCE_SOAK_BATTLES ?= 100000
 test-soak: export PREFERENCE_SOAK_ROWS ?= 10000000
-test-soak: install ## the long forms: 100,000 battles under kills, the client's memory with 10 million rows (hours)
-	$(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/scenarios/test_survival.py tests/client/test_memory.py
+test-soak: export PREFERENCE_SOAK_FUZZ_S ?= 600
+test-soak: export PREFERENCE_SOAK_MEMORY_BATTLES ?= 50000
+test-soak: export PREFERENCE_RELIABILITY_PAGE ?= docs/reliability.md
+test-soak: install ## long forms: 100,000 battles under kills, 10 million rows, fuzzing, memory; figures (hours)
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/scenarios/test_survival.py tests/scenarios/test_life.py \
+		tests/scenarios/test_fuzz.py tests/scenarios/test_hostile_clients.py tests/client/test_memory.py
+	$(BIN)/python benchmarks/front_door.py overload
+	$(BIN)/python benchmarks/front_door.py cost
 
 test-container: export OMP_NUM_THREADS ?= 1
 test-container: install ## the image and the stack on a Docker engine; as root, it can start one

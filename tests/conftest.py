@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from reliability import page_with
 
 #: Names a file of real battles in the published format, which is not part of the project.
 REAL_BATTLES = "PREFERENCE_REAL_BATTLES"
@@ -22,6 +23,30 @@ FOREIGN = (
 # At import, before a library reads them; processes that tests start inherit it.
 for _name in FOREIGN:
     os.environ.pop(_name, None)
+
+
+#: Names the page into which a run writes what its tests have measured.
+RELIABILITY = "PREFERENCE_RELIABILITY_PAGE"
+
+
+@pytest.fixture
+def measured(request):
+    """Takes a figure that a test has measured, for the summary and the page: `measured("12 battles/s")`."""
+    return lambda figure: request.node.user_properties.append(("measured", figure))
+
+
+def pytest_terminal_summary(terminalreporter):
+    figures = {}
+    for report in terminalreporter.getreports("passed"):
+        test = report.nodeid.rpartition("::")[2].partition("[")[0]
+        found = [figure for name, figure in report.user_properties if name == "measured"]
+        if found:
+            figures.setdefault(test, []).extend(found)
+    for test, found in figures.items():
+        terminalreporter.write_line(f"{test}: {'; '.join(found)}")
+    if figures and RELIABILITY in os.environ:
+        page = Path(os.environ[RELIABILITY])
+        page.write_text(page_with(page.read_text(encoding="utf-8"), figures), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

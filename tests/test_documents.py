@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from reliability import page_with
 
 ROOT = Path(__file__).parents[1]
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -68,3 +69,13 @@ def test_every_test_that_the_page_on_reliability_names_is_there():
     named = set(re.findall(r"`(test_\w+)`", page))
     assert len(named) > 40
     assert sorted(named - tests) == []
+
+
+def test_figures_of_a_run_take_the_place_of_those_of_the_same_test():
+    page = "# Page\n| 1 | promise | `test_a`, `test_b` | old (`test_a`)<br>2 s (`test_b`)<br>open: x |\n"
+    page += "| 2 | p | `test_c` | |"
+    written = page_with(page, {"test_a": ["1 s", "3 s"], "test_c": ["4 s"], "test_other": ["5 s"]})
+    assert written.splitlines()[1:] == [
+        "| 1 | promise | `test_a`, `test_b` | 1 s (`test_a`)<br>3 s (`test_a`)<br>2 s (`test_b`)<br>open: x |",
+        "| 2 | p | `test_c` | 4 s (`test_c`) |",
+    ]

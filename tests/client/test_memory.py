@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,12 +55,14 @@ finally:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path, suffix: str) -> None:
+def test_memory_does_not_grow_with_the_number_of_rows(
+    tmp_path: Path, suffix: str, measured: Callable[[str], None]
+) -> None:
     output = tmp_path / f"p{suffix}"
     line = [sys.executable, "-c", SCORE, "-", "--format", "csv", "-o", str(output), "--no-resume"]
     with subprocess.Popen([sys.executable, "-c", GENERATE, str(ROWS)], stdout=subprocess.PIPE) as battles:
         run = subprocess.run(line, stdin=battles.stdout, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert f"{ROWS:,} rows scored" in run.stderr
-    sys.stderr.write(f"{ROWS:,} rows, {output.stat().st_size:,} bytes {suffix}: at most {run.stdout.strip()} MiB\n")
+    measured(f"{ROWS:,} rows of CSV through a pipe to {suffix}: at most {run.stdout.strip()} MiB")
     assert int(run.stdout) < MAX_MIB

@@ -89,12 +89,6 @@ def stub(guarded):
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-@pytest.fixture
-def measured(request):
-    """Takes the figure that a test has measured: `measured("12 battles/s")`."""
-    return lambda figure: request.node.user_properties.append(("measured", figure))
-
-
 class Reference:
     """The members as Transformers and PEFT load them, one battle at a time, in FP32."""
 

@@ -233,6 +233,11 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered_in_time(gu
     )
 
 
+def test_thousands_of_calls_at_once_are_all_answered_or_refused_by_the_door(stub):
+    calls = [stub.ModelInfer.future(battle_request(), timeout=300) for _ in range(4000)]
+    assert {call.code() for call in calls} <= {plain.StatusCode.OK, plain.StatusCode.UNAVAILABLE}
+
+
 def test_a_killed_server_is_restarted_behind_open_ports_that_say_so_meanwhile(guarded, stub):
     def ask_until(done):
         codes = set()

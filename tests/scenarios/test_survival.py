@@ -50,15 +50,16 @@ def score(source, output, url, *options):
         return subprocess.Popen(line, stderr=said)
 
 
-def short_battles(demo):
-    """Battles without end, each with a prompt of its own, and texts so short that 100,000 are scored in minutes."""
+def battles_of(demo):
+    """As many battles as are wanted, each with a prompt of its own; cut short where there are so many."""
+    turns, characters = (2, 40) if BATTLES > 10_000 else (None, None)
     rows = [[json.loads(row[name]) for name in TEXTS] for row in demo.rows("data/test.csv")]
-    for number, row in enumerate(itertools.cycle(rows)):
-        prompt, *responses = ([turn and turn[:40] for turn in turns[:2]] for turns in row)
+    for number, row in enumerate(itertools.islice(itertools.cycle(rows), BATTLES)):
+        prompt, *responses = ([turn and turn[:characters] for turn in texts[:turns]] for texts in row)
         yield number, *map(json.dumps, ([f"{number}.", *prompt[1:]], *responses))
 
 
-def test_a_killed_launcher_leaves_nothing_within_seconds_whatever_is_under_way(demo, tmp_path):
+def test_a_killed_launcher_leaves_nothing_within_seconds_whatever_is_under_way(demo, tmp_path, measured):
     with serving(tmp_path / "server.log") as serve:
         url = serve.urls["grpc"]
         client = score(demo.folder / "data/test.csv", tmp_path / "symmetric.csv", url, "--symmetric", "--deadline-s=1")
@@ -71,16 +72,16 @@ def test_a_killed_launcher_leaves_nothing_within_seconds_whatever_is_under_way(d
         while serve.traces():
             assert time.monotonic() - began < 10
             time.sleep(0.05)
-        sys.stderr.write(f"nothing is left {time.monotonic() - began:.1f} s after the kill\n")
+        measured(f"launcher killed: nothing is left after {time.monotonic() - began:.1f} s")
         client.wait()
     assert client.returncode == 1
     assert "Resumable" in (tmp_path / "symmetric.stderr").read_text()
 
 
 @pytest.mark.parametrize("kills", ["scscs", "mcm"])
-def test_killed_servers_models_and_clients_leave_no_trace_in_the_output(demo, tmp_path, kills):
+def test_killed_servers_models_and_clients_leave_no_trace_in_the_output(demo, tmp_path, measured, kills):
     source, undisturbed, disturbed = (tmp_path / name for name in ("battles.csv", "undisturbed.csv", "disturbed.csv"))
-    write_battles(source, itertools.islice(short_battles(demo), BATTLES))
+    write_battles(source, battles_of(demo))
     with serving(tmp_path / "server.log") as serve:
         url = serve.urls["grpc"]
         began = time.monotonic()
@@ -106,6 +107,7 @@ def test_killed_servers_models_and_clients_leave_no_trace_in_the_output(demo, tm
     assert "going on after" in stderr
     assert disturbed.read_bytes() == undisturbed.read_bytes()
     assert len(disturbed.read_bytes().splitlines()) == BATTLES + 1
-    sys.stderr.write(
-        f"{BATTLES:,} battles: undisturbed {undisturbed_s:.0f} s, with {len(kills)} kills {disturbed_s:.0f} s\n"
+    killed = ", ".join(
+        f"{name} {kills.count(name[0])} times" for name in ("server", "client", "model") if name[0] in kills
     )
+    measured(f"{BATTLES:,} battles, killed {killed}: identical; {disturbed_s:.0f} s, undisturbed {undisturbed_s:.0f} s")

@@ -18,6 +18,7 @@ SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 HANDSHAKE_TIMEOUT_MS = 10_000
 MAX_STREAMS = 8192
 IDENTITY_ONLY = 1
+UNLIMITED = 2**31 - 1
 
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -30,6 +31,9 @@ def options(message_bytes: int) -> tuple[tuple[str, int], ...]:
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.so_reuseport", 0),
+        # gRPC cancels calls beyond these before the door sees them; what was cancelled, clients do not send again.
+        ("grpc.server.max_pending_requests", UNLIMITED),
+        ("grpc.server.max_pending_requests_hard_limit", UNLIMITED),
         # A compressed message is unpacked before its size is known.
         ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ONLY),
     )
