@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = ("core", "training", "export", "client", "embedded")
 #: Folders of what only the server imports: they travel as data.
-SERVER_FOLDERS = {"backends", "programs"}
+SERVER_FOLDERS = {"backends"}
 
 
 def modules_of(part):
@@ -44,7 +44,7 @@ def test_a_distribution_imports_only_itself_and_the_contract(part):
 #: Rooms in the order that data passes through them: a room imports itself, the rooms before it, and modules beside the
 #: rooms that import no room themselves.
 ROOMS = {
-    "core": ("artefacts", "battles", "files", "ensemble"),
+    "core": ("artefacts", "battles", "files", "ensemble", "triton"),
     "export": ("artefacts", "checkpoint", "graph", "original", "engine", "gate", "repository"),
     "training": ("statistics", "battles", "fit", "evaluation", "combining", "synthetic", "terminal"),
 }
@@ -107,11 +107,10 @@ def test_the_tree_of_errors_is_drawn_whole():
 
 
 def test_the_server_models_import_only_the_contract():
-    paths = sorted((ROOT / "export").rglob("programs/*.py"))
-    assert [path.name for path in paths] == ["combine.py", "tokenize.py"]
-    known = {"collections", "json", "typing", "numpy", "triton_python_backend_utils", "preference_core"}
+    paths = sorted((ROOT / "model_repository").glob("*/1/model.py"))
+    assert [path.parts[-3] for path in paths] == ["combine", "combine_symmetric", "tokenize"]
     for path in paths:
-        assert {name.partition(".")[0] for name in imports_of(path)} <= known
+        assert {name.partition(".")[0] for name in imports_of(path)} == {"preference_core", "triton_python_backend_utils"}
 
 
 def test_only_the_connection_of_the_client_speaks_grpc():

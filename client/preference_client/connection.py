@@ -32,7 +32,7 @@ from preference_core.errors import (
     UnavailableError,
     UserError,
 )
-from preference_core.triton_model import INTERNAL_ERROR
+from preference_core.triton.requests import INTERNAL_ERROR
 
 #: The largest message that gRPC can describe; a battle may be long.
 MAX_MESSAGE_BYTES = 2**31 - 1

@@ -20,7 +20,7 @@ from preference_core.battles.encoders import ENCODER_FILES
 from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import ArtefactError
 from preference_core.structure import plain, structure
-from preference_core.triton_model import UNCHECKED
+from preference_core.triton.requests import UNCHECKED
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
 from preference_export.checkpoint.job import Job
 from preference_export.checkpoint.source import check_made_from
@@ -31,15 +31,26 @@ from preference_export.repository.triton_config import model_configs, text_of
 
 CONFIG_FILE = "config.pbtxt"
 PROGRAM_FILE = "model.py"
-PROGRAM_FOLDER = Path(__file__).with_name("programs")
 COMBINATION_FILE = "combination.json"
 
-#: Which of the programs each Python model runs.
+#: What runs each Python model: a module of `preference_core.triton`, and its class.
 PROGRAMS = {
-    tensors.TOKENIZE: tensors.TOKENIZE,
-    tensors.COMBINE: tensors.COMBINE,
-    tensors.COMBINE_SYMMETRIC: tensors.COMBINE,
+    tensors.TOKENIZE: ("tokenize", "Tokenize"),
+    tensors.COMBINE: ("combine", "Combine"),
+    tensors.COMBINE_SYMMETRIC: ("combine", "Combine"),
 }
+PROGRAM = '''"""What runs this model is in the `preference_core` of the server's environment."""
+
+import triton_python_backend_utils
+
+from preference_core.triton.{module} import {name}
+
+
+class TritonPythonModel({name}):
+    """What Triton's Python backend looks for."""
+
+    triton = triton_python_backend_utils
+'''
 #: Stands for the version folder while the content, which does not depend on it, is compared.
 VERSION = "VERSION"
 
@@ -180,9 +191,8 @@ def write_sources(config: Config, output: Path) -> list[Path]:
 def _sources(config: Config) -> dict[str, Part]:
     """Everything that follows from configuration and programs alone, by path."""
     parts = {f"{name}/{CONFIG_FILE}": _text(text_of(message)) for name, message in model_configs(config).items()}
-    for model, program in PROGRAMS.items():
-        source = (PROGRAM_FOLDER / f"{program}.py").read_text(encoding="utf-8")
-        parts[f"{model}/{VERSION}/{PROGRAM_FILE}"] = _text(source)
+    for model, (module, name) in PROGRAMS.items():
+        parts[f"{model}/{VERSION}/{PROGRAM_FILE}"] = _text(PROGRAM.format(module=module, name=name))
     rule = json.dumps(plain(config.combination), indent=1, sort_keys=True) + "\n"
     for model in (tensors.COMBINE, tensors.COMBINE_SYMMETRIC):
         parts[f"{model}/{VERSION}/{COMBINATION_FILE}"] = _text(rule)

@@ -1,4 +1,4 @@
-"""What the Python models of the Triton repository share: their configuration, their tensors, their errors.
+"""What `tokenize` and `combine` share: their configuration, their tensors, their errors.
 
 The server's own objects come in as arguments, so nothing here imports the server's modules.
 """

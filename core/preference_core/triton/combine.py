@@ -1,4 +1,4 @@
-"""Triton Python model `combine` (and `combine_symmetric`): the members' logits in, one prediction out.
+"""The Triton model `combine` (and `combine_symmetric`): the members' logits in, one prediction out.
 
 The rule lies beside it in `combination.json`; a request may bring its own weights.
 """
@@ -7,17 +7,21 @@ import json
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 
 from preference_core import tensors
 from preference_core.battles.battle import SPECIAL_CASES
 from preference_core.ensemble.combination import Combination
 from preference_core.structure import structure
-from preference_core.triton_model import model_context, per_request, row_of_request
+from preference_core.triton.requests import model_context, per_request, row_of_request
 
 
-class TritonPythonModel:
-    """Holds the rule, and the names of the logits it is given in one or in both orders of the responses."""
+class Combine:
+    """Holds the rule, and the names of the logits it is given in one or in both orders of the responses.
+
+    `triton` is the server's `triton_python_backend_utils`.
+    """
+
+    triton: Any
 
     def initialize(self, args: dict[str, str]) -> None:
         context = model_context(args)
@@ -31,19 +35,19 @@ class TritonPythonModel:
         self.member_probabilities = tensors.member_probabilities(len(context.members), len(context.labels)).name
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return per_request(requests, self.answer, pb_utils)
+        return per_request(requests, self.answer, self.triton)
 
     def answer(self, request: Any) -> Any:
-        by_order = [np.stack([row_of_request(name, request, pb_utils) for name in names]) for names in self.logits]
+        by_order = [np.stack([row_of_request(name, request, self.triton) for name in names]) for names in self.logits]
         weights = None
-        if pb_utils.get_input_tensor_by_name(request, self.weights) is not None:
-            weights = row_of_request(self.weights, request, pb_utils)
-        case = SPECIAL_CASES[int(row_of_request(tensors.SPECIAL_CASE.name, request, pb_utils)[0])]
+        if self.triton.get_input_tensor_by_name(request, self.weights) is not None:
+            weights = row_of_request(self.weights, request, self.triton)
+        case = SPECIAL_CASES[int(row_of_request(tensors.SPECIAL_CASE.name, request, self.triton)[0])]
         fixed = self.combination.fixed_probabilities(case)
         results = {
             self.probabilities: self.combination.probabilities(*by_order, weights=weights) if fixed is None else fixed,
             self.member_probabilities: self.combination.member_probabilities(*by_order),
         }
-        return pb_utils.InferenceResponse(
-            output_tensors=[pb_utils.Tensor(name, value[None].astype(np.float32)) for name, value in results.items()]
+        return self.triton.InferenceResponse(
+            output_tensors=[self.triton.Tensor(name, value[None].astype(np.float32)) for name, value in results.items()]
         )

@@ -1,4 +1,4 @@
-"""Triton Python model `tokenize`: one battle in, the token ids of every member out.
+"""The Triton model `tokenize`: one battle in, the token ids of every member out.
 
 Requests are batched by the server only to share the call; each is one battle and fails or succeeds on its own.
 """
@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 
 from preference_core import tensors
 from preference_core.battles.battle import SPECIAL_CASES
 from preference_core.battles.encoders import encoder_from_folder
 from preference_core.errors import BattleError, UserError
-from preference_core.triton_model import battle_of_request, model_context, per_request
+from preference_core.triton.requests import battle_of_request, model_context, per_request
 
 TOKENS = "preference_tokens"
 DROPPED_TOKENS = "preference_dropped_tokens"
@@ -34,9 +33,9 @@ COUNTERS = {
 class Counters:
     """The counters of `COUNTERS`. What `add` collects reaches the server with `publish`: each metric once per call."""
 
-    def __init__(self, members: Iterable[str]) -> None:
+    def __init__(self, members: Iterable[str], triton: Any) -> None:
         families = {
-            name: pb_utils.MetricFamily(name=name, description=what, kind=pb_utils.MetricFamily.COUNTER)
+            name: triton.MetricFamily(name=name, description=what, kind=triton.MetricFamily.COUNTER)
             for name, (what, _) in COUNTERS.items()
         }
         values = dict.fromkeys((TOKENS, DROPPED_TOKENS, SHORTENED), tuple(members))
@@ -65,32 +64,34 @@ class Counters:
         self._collected.clear()
 
 
-class TritonPythonModel:
-    """Holds one encoder per member."""
+class Tokenize:
+    """Holds one encoder per member. `triton` is the server's `triton_python_backend_utils`."""
+
+    triton: Any
 
     def initialize(self, args: dict[str, str]) -> None:
         context = model_context(args)
         for name in context.unchecked:
-            pb_utils.Logger.log_warn(f"Member `{name}` is served unchecked: it was not compared with its original")
+            self.triton.Logger.log_warn(f"Member `{name}` is served unchecked: it was not compared with its original")
         self.encoders = {name: encoder_from_folder(context.version_folder / name) for name in context.members}
-        self.counters = Counters(context.members)
+        self.counters = Counters(context.members, self.triton)
         self.token_counts = tensors.token_counts(len(context.members)).name
         self.dropped_tokens = tensors.dropped_tokens(len(context.members)).name
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        responses = per_request(requests, self.answer, pb_utils, self.counters.refused)
+        responses = per_request(requests, self.answer, self.triton, self.counters.refused)
         self.counters.publish()
         return responses
 
     def answer(self, request: Any) -> Any:
-        battle = battle_of_request(request, pb_utils)
+        battle = battle_of_request(request, self.triton)
         encoded = {name: encoder.encode(battle) for name, encoder in self.encoders.items()}
         counts = [len(tokens.ids) for tokens in encoded.values()]
         dropped = [tokens.dropped for tokens in encoded.values()]
         outputs = [
-            pb_utils.Tensor(tensors.member_input_ids(name), tokens.ids[None]) for name, tokens in encoded.items()
+            self.triton.Tensor(tensors.member_input_ids(name), tokens.ids[None]) for name, tokens in encoded.items()
         ]
-        outputs.append(pb_utils.Tensor(self.token_counts, np.array([counts], dtype=np.int32)))
+        outputs.append(self.triton.Tensor(self.token_counts, np.array([counts], dtype=np.int32)))
         kind = battle.special_case()
         case = np.array([[SPECIAL_CASES.index(kind)]], dtype=np.int32)
         self.counters.add(BATTLES, kind)
@@ -98,6 +99,6 @@ class TritonPythonModel:
             self.counters.add(TOKENS, name, len(tokens.ids))
             self.counters.add(DROPPED_TOKENS, name, sum(tokens.dropped))
             self.counters.add(SHORTENED, name, int(any(tokens.dropped)))
-        outputs.append(pb_utils.Tensor(tensors.SPECIAL_CASE.name, case))
-        outputs.append(pb_utils.Tensor(self.dropped_tokens, np.array([dropped], dtype=np.int32)))
-        return pb_utils.InferenceResponse(output_tensors=outputs)
+        outputs.append(self.triton.Tensor(tensors.SPECIAL_CASE.name, case))
+        outputs.append(self.triton.Tensor(self.dropped_tokens, np.array([dropped], dtype=np.int32)))
+        return self.triton.InferenceResponse(output_tensors=outputs)
