@@ -85,6 +85,7 @@ def _measure(name: str, precision: str, work: Path) -> list[Measured]:
     config = AutoConfig.for_model(**BASES[MODELS[name]])
     base = work / "base"
     parameters = write_base(base, config)
+    _flush(base)
     if parameters != published_parameters(MODELS[name]):
         raise SystemExit(f"{name} has {parameters} parameters, expected {published_parameters(MODELS[name])}")
     _write_tokenizer(base)

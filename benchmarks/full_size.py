@@ -5,8 +5,7 @@ is streamed, so that writing one needs little memory. It knows nothing of tokeni
 """
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-SHARD_BYTES = 5 * 1000**3
+from preference_export.checkpoint.write import write_tensors
+
 #: Values that every tensor is filled from, each starting elsewhere.
 POOL_VALUES = 32 * 1024 * 1024 + 7
 STANDARD_DEVIATION = 0.02
@@ -36,17 +36,8 @@ def write_base(folder: Path, config: Any) -> int:
     shapes = tensor_shapes(config)
     config.dtype = "bfloat16"
     config.save_pretrained(folder)
-    pool = _pool()
-    shards = _shards(shapes)
-    weight_map = {}
-    for number, names in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        weight_map.update(dict.fromkeys(names, file))
-        _write_shard(folder / file, {name: shapes[name] for name in names}, pool)
-    parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
-    index = {"metadata": {"total_size": 2 * parameters}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return parameters
+    write_tensors(folder, shapes, torch.bfloat16, _Invented(shapes).blocks)
+    return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
 def write_adapter(
@@ -87,42 +78,19 @@ def write_adapter(
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
-def _pool() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randn(POOL_VALUES, generator=generator) * STANDARD_DEVIATION).bfloat16()
+class _Invented:
+    """Contents of tensors: the values of one pool, again and again."""
 
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._pool = (torch.randn(POOL_VALUES, generator=generator) * STANDARD_DEVIATION).bfloat16()
+        self._shapes, self._offset = shapes, 0
 
-def _shards(shapes: Mapping[str, tuple[int, ...]]) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, shape in shapes.items():
-        bytes_ = 2 * torch.Size(shape).numel()
-        if shards[-1] and size + bytes_ > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += bytes_
-    return shards
-
-
-def _write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], pool: torch.Tensor) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    data = pool.view(torch.uint8).numpy().data
-    offset = 0
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for shape in shapes.values():
-            left = 2 * torch.Size(shape).numel()
-            while left:
-                piece = data[offset : offset + left]
-                file.write(piece)
-                left -= len(piece)
-                offset = (offset + len(piece)) % len(data)
-        file.flush()
-        os.fsync(file.fileno())
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """One tensor, flat, in pieces of the pool."""
+        left = torch.Size(self._shapes[name]).numel()
+        while left:
+            piece = self._pool[self._offset : self._offset + left]
+            yield piece
+            left -= len(piece)
+            self._offset = (self._offset + len(piece)) % len(self._pool)

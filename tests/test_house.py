@@ -110,7 +110,10 @@ def test_the_server_models_import_only_the_contract():
     paths = sorted((ROOT / "model_repository").glob("*/1/model.py"))
     assert [path.parts[-3] for path in paths] == ["combine", "combine_symmetric", "tokenize"]
     for path in paths:
-        assert {name.partition(".")[0] for name in imports_of(path)} == {"preference_core", "triton_python_backend_utils"}
+        assert {name.partition(".")[0] for name in imports_of(path)} == {
+            "preference_core",
+            "triton_python_backend_utils",
+        }
 
 
 def test_only_the_connection_of_the_client_speaks_grpc():

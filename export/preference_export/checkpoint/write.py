@@ -6,23 +6,27 @@ a file in memory at once.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from preference_core.progress import BytesDone
 from preference_export.checkpoint.adapter_names import EMBEDDING
 from preference_export.checkpoint.architecture import hugging_face_config
-from preference_export.checkpoint.files import BASE_WEIGHTS
 from preference_export.checkpoint.merge import MergedWeights
 
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SHARD_BYTES = 5 * 1000**3
 _ALIGNMENT = 8
+
+Shapes = Mapping[str, tuple[int, ...]]
+#: The contents of a tensor, by its name, in one or more blocks.
+Blocks = Callable[[str], Iterable[torch.Tensor]]
 
 
 def write_checkpoint(
@@ -51,51 +55,48 @@ def write_checkpoint(
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
-    shards = _shards(weights.shapes, dtype, shard_bytes)
-    if len(shards) == 1:
-        names = [BASE_WEIGHTS]
-    else:
-        stem, suffix = BASE_WEIGHTS.rsplit(".", maxsplit=1)
-        names = [f"{stem}-{index:05}-of-{len(shards):05}.{suffix}" for index in range(1, len(shards) + 1)]
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        total = sum(_bytes(weights.shapes[tensor], dtype) for tensor in weight_map)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / f"{BASE_WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as file:
-            _write_shard(file, shard, weights, dtype, report)
-    return [folder / name for name in names]
+    return write_tensors(folder, weights.shapes, dtype, lambda name: weights.blocks(name, dtype), report, shard_bytes)
 
 
-def _shards(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, limit: int) -> list[list[str]]:
-    """Names in order, cut so that no file passes `limit` bytes unless one tensor alone does."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, shape in shapes.items():
-        if shards[-1] and size + _bytes(shape, dtype) > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += _bytes(shape, dtype)
-    return shards
+def write_tensors(
+    folder: Path,
+    shapes: Shapes,
+    dtype: torch.dtype,
+    blocks: Blocks,
+    report: BytesDone = lambda written: None,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[Path]:
+    """Writes one file, or shards with their index: no file passes `shard_bytes` unless one tensor alone does."""
+    named: dict[str, Any] = dict(shapes)
+    split = split_state_dict_into_shards_factory(
+        named,
+        get_storage_size=lambda shape: _bytes(shape, dtype),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for file, names in split.filename_to_tensors.items():
+        _write_shard(folder / file, {name: shapes[name] for name in names}, dtype, blocks, report)
+    return [folder / file for file in split.filename_to_tensors]
 
 
-def _write_shard(
-    file: BinaryIO, names: Sequence[str], weights: MergedWeights, dtype: torch.dtype, report: BytesDone
-) -> None:
+def _write_shard(path: Path, shapes: Shapes, dtype: torch.dtype, blocks: Blocks, report: BytesDone) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in names:
-        start, end = end, end + _bytes(weights.shapes[name], dtype)
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": weights.shapes[name], "data_offsets": [start, end]}
+    for name, shape in shapes.items():
+        start, end = end, end + _bytes(shape, dtype)
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-        for block in weights.blocks(name, dtype):
-            data = block.contiguous().view(-1).view(torch.uint8).numpy().data
-            file.write(data)
-            report(len(data))
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in shapes:
+            for block in blocks(name):
+                data = block.contiguous().view(-1).view(torch.uint8).numpy().data
+                file.write(data)
+                report(len(data))
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
