@@ -9,6 +9,7 @@ import pytest
 from preference_core.artefacts.contents import seal_of
 from preference_core.artefacts.manifest import (
     FILE_NAME,
+    Manifest,
     fingerprint,
     hashed_once,
     read_manifest,
@@ -25,7 +26,8 @@ def folder(tmp_path):
     (tmp_path / "engine" / "1").mkdir(parents=True)
     (tmp_path / "engine" / "1" / "model.onnx").write_bytes(b"graph" * 1000)
     (tmp_path / "engine" / "config.pbtxt").write_text("name: 'engine'\n", encoding="utf-8")
-    write_manifest(tmp_path, "repository", versions={"onnx": "1"}, parity={"max_logit_difference": 1e-6})
+    manifest = Manifest("repository", {}, versions={"onnx": "1"}, parity={"max_logit_difference": 1e-6})
+    write_manifest(tmp_path, manifest)
     return tmp_path
 
 
@@ -122,7 +124,7 @@ def test_an_empty_folder_is_part_of_an_artefact_or_refused(folder):
     (folder / "ensemble" / "1").mkdir(parents=True)
     with pytest.raises(ArtefactError, match="ensemble/1` is an empty folder that is not in the manifest"):
         verify(folder)
-    write_manifest(folder, "repository")
+    write_manifest(folder, Manifest("repository", {}))
     verify(folder)
     (folder / "ensemble" / "1").rmdir()
     with pytest.raises(ArtefactError, match="ensemble` is an empty folder"):
@@ -170,7 +172,7 @@ def test_equal_content_has_an_equal_fingerprint_whatever_its_order():
 def test_what_an_interrupted_writer_left_is_no_file_of_the_artefact(folder):
     (folder / ".manifest.json.part").write_text("{half")
     verify(folder)
-    write_manifest(folder, "again")
+    write_manifest(folder, Manifest("again", {}))
     assert not (folder / ".manifest.json.part").exists()
 
 
@@ -181,7 +183,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_older_manifest(folder, monkeypa
     before = (folder / "manifest.json").read_text()
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(SystemFailure, match=r"manifest\.json` cannot be written: .*No space left"):
-        write_manifest(folder, "again")
+        write_manifest(folder, Manifest("again", {}))
     assert (folder / "manifest.json").read_text() == before
     assert not (folder / ".manifest.json.part").exists()
 

@@ -19,7 +19,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from preference_core import tensors
-from preference_core.artefacts.manifest import write_manifest
+from preference_core.artefacts.manifest import Manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -203,7 +203,7 @@ def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     (folder / "combine").mkdir(parents=True)
     (folder / "combine" / "config.pbtxt").write_text('name: "combine"\n')
-    write_manifest(folder, "repository")
+    write_manifest(folder, Manifest("repository", {}))
     return folder
 
 

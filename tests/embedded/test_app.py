@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from configurations import classifier_member, configuration
 
-from preference_core.artefacts.manifest import write_manifest
+from preference_core.artefacts.manifest import Manifest, write_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, write_model: Callable[..., Path], configs: Any, model
     (tmp_path / "small.toml").write_text(CONFIG)
     repository = tmp_path / "build/small/repository"
     write_model(repository, "doubled", configs["doubled"], models["doubled"])
-    write_manifest(repository, "repository")
+    write_manifest(repository, Manifest("repository", {}))
     return tmp_path
 
 

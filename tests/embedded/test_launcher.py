@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preference_core.artefacts.manifest import write_manifest
+from preference_core.artefacts.manifest import Manifest, write_manifest
 from preference_core.errors import ArtefactError, ServerError
 from preference_embedded import processes
 from preference_embedded.launcher import Options, TritonServer
@@ -97,7 +97,7 @@ def test_a_changed_file_is_refused_by_name_before_serving(
     version = write_model(tmp_path, "doubled", configs["doubled"], models["doubled"])
     with pytest.raises(ArtefactError, match=r"has no manifest\.json"):
         TritonServer(Options(tmp_path)).start()
-    write_manifest(tmp_path, "repository")
+    write_manifest(tmp_path, Manifest("repository", {}))
     with TritonServer(Options(tmp_path, stop_timeout_s=0.1)):
         pass
     content = bytearray((version / "model.onnx").read_bytes())

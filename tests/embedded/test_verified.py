@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preference_core.artefacts.manifest import write_manifest
+from preference_core.artefacts.manifest import Manifest, write_manifest
 from preference_core.errors import ArtefactError
 from preference_embedded.launcher import Options, TritonServer
 
@@ -40,7 +40,7 @@ def repository(tmp_path: Path, write_model: Callable[..., Path]) -> Path:
     """A repository with one Python model, and its manifest."""
     folder = tmp_path / "repository"
     write_model(folder, "quiet", CONFIG, HARMLESS)
-    write_manifest(folder, "repository")
+    write_manifest(folder, Manifest("repository", {}))
     return folder
 
 
@@ -104,7 +104,10 @@ def test_planted_byte_code_is_refused_before_anything_starts(
         (lambda folder: ((folder / "pipes").mkdir(), os.mkfifo(folder / "pipes/config.pbtxt")), "is a named pipe"),
         (lambda folder: (folder / "again").symlink_to("quiet"), "again` is a symbolic link"),
         (lambda folder: (folder / "quiet/config.pbtxt").write_bytes(b"\xff"), "cannot be read"),
-        (lambda folder: write_manifest(folder, "member"), "is of the kind `member`, expected `repository`"),
+        (
+            lambda folder: write_manifest(folder, Manifest("member", {})),
+            "is of the kind `member`, expected `repository`",
+        ),
         (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), r"manifest\.json` cannot be read"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import csv
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -136,7 +137,7 @@ def test_a_changed_weight_fails_the_check_and_never_reaches_the_repository(proje
     with pytest.raises(ArtefactError, match=r"model\.onnx\.data` was changed"):
         project.run("check")
     manifest = read_manifest(folder)
-    write_manifest(folder, "member", made_from=manifest.made_from, versions=manifest.versions, parity=manifest.parity)
+    write_manifest(folder, replace(manifest, files={}, details={}))
     with pytest.raises(ParityError, match=r"`gemma` does not reproduce the original model: max_logit_difference is"):
         project.run("check")
     assert "max_logit_difference is" in read_manifest(folder).parity["broken"][0]

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from preference_core.artefacts.contents import seal_of
-from preference_core.artefacts.manifest import amend_manifest, read_manifest
+from preference_core.artefacts.manifest import read_manifest, write_manifest
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.published import BASES
 from preference_core.ensemble.settings import Classifier, LengthBaseline
@@ -207,7 +208,7 @@ def test_a_dry_run_names_the_input_that_changed_and_the_file_that_was_damaged(pr
 
 def test_a_repository_waits_for_a_comparison_that_was_never_made(project):
     folder = project.config.folders.exported("gemma")
-    amend_manifest(folder, read_manifest(folder), parity={})
+    write_manifest(folder, replace(read_manifest(folder), parity={}))
     told = dry_run(project)
     assert (told["check"], told["repository"]) == ("not compared yet", "`gemma` is to be compared")
 

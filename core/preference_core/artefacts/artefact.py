@@ -85,15 +85,8 @@ class Artefact:
             draft = Draft(folder)
             yield draft
             (folder / BEGUN).unlink(missing_ok=True)
-            draft.manifest = write_manifest(
-                folder,
-                self.kind,
-                made_from=self.made_from,
-                versions=self.versions,
-                parity=parity,
-                details=draft.details,
-                known_hashes=draft.known_hashes,
-            )
+            manifest = Manifest(self.kind, {}, self.made_from, self.versions, parity or {}, draft.details)
+            draft.manifest = write_manifest(folder, manifest, draft.known_hashes)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,50 +110,22 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in contents_of(folder).files if path not in own]
 
 
-def write_manifest(
-    folder: Path,
-    kind: str,
-    *,
-    made_from: Mapping[str, Any] | None = None,
-    versions: Mapping[str, str] | None = None,
-    parity: Mapping[str, Any] | None = None,
-    details: Mapping[str, Any] | None = None,
-    known_hashes: Mapping[str, str] | None = None,
-) -> Manifest:
-    """Records every file below `folder` and writes its manifest, atomically. `SystemFailure` if the disk is full.
+def write_manifest(folder: Path, manifest: Manifest, known_hashes: Mapping[str, str] | None = None) -> Manifest:
+    """Writes `manifest` into `folder`, with a record of every file there. `SystemFailure` if the disk is full.
 
-    `known_hashes` (relative POSIX path to SHA-256) spares reading large files again that were hashed while written.
+    `known_hashes` (relative POSIX path to SHA-256) spares reading large files again that were hashed while written;
+    those that `manifest` has a record of already are not read either.
     """
-    known = known_hashes or {}
+    known = {name: record.sha256 for name, record in manifest.files.items()} | dict(known_hashes or {})
     files = {}
     for path in files_below(folder):
         name = path.relative_to(folder).as_posix()
         files[name] = FileRecord(bytes=path.stat().st_size, sha256=known.get(name) or sha256_of(path))
     empty = tuple(path.relative_to(folder).as_posix() for path in contents_of(folder).empty_folders)
-    made, by, measured, more = (plain(part or {}) for part in (made_from, versions, parity, details))
-    manifest = Manifest(kind, files, made, by, measured, more, empty_folders=empty)
+    table = plain(replace(manifest, files=files, empty_folders=empty))
     with replaced_file(folder / FILE_NAME, folder / PART_NAME) as part:
-        part.write_text(json.dumps(plain(manifest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return manifest
-
-
-def amend_manifest(
-    folder: Path,
-    manifest: Manifest,
-    *,
-    parity: Mapping[str, Any] | None = None,
-    details: Mapping[str, Any] | None = None,
-) -> Manifest:
-    """Writes `manifest` of `folder` again, with another `parity` or other `details`. Its files are not hashed again."""
-    return write_manifest(
-        folder,
-        manifest.kind,
-        made_from=manifest.made_from,
-        versions=manifest.versions,
-        parity=manifest.parity if parity is None else parity,
-        details=manifest.details if details is None else details,
-        known_hashes={name: record.sha256 for name, record in manifest.files.items()},
-    )
+        part.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return structure(Manifest, table)
 
 
 def read_manifest(folder: Path) -> Manifest:

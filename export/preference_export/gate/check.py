@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preference_core.artefacts.artefact import changes
-from preference_core.artefacts.manifest import Manifest, amend_manifest, sha256_of
+from preference_core.artefacts.manifest import Manifest, sha256_of, write_manifest
 from preference_core.ensemble.settings import Member
 from preference_core.errors import ParityError, UserError
 from preference_core.structure import plain
@@ -80,7 +80,9 @@ def check_member(job: Job[Member], *, again: bool = False) -> tuple[bool, Subjec
     use_gpu_of(job.member)
     measured, broken = compare(job, subject.file)
     record = {"basis": basis, **({BROKEN: broken} if broken else measured)}
-    manifest = job.made[subject.manifest.kind] = amend_manifest(subject.folder, subject.manifest, parity=record)
+    manifest = job.made[subject.manifest.kind] = write_manifest(
+        subject.folder, replace(subject.manifest, parity=record)
+    )
     if broken:
         raise ParityError(
             f"Member `{job.member.name}` does not reproduce the original model: {'; '.join(broken)}",

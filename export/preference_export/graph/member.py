@@ -3,8 +3,10 @@
 How it is made is for its kind (`Job.fill`).
 """
 
+from dataclasses import replace
+
 from preference_core.artefacts.artefact import Artefact, Draft
-from preference_core.artefacts.manifest import Manifest, amend_manifest, verify
+from preference_core.artefacts.manifest import Manifest, verify, write_manifest
 from preference_core.ensemble.settings import Member
 from preference_core.errors import ArtefactError
 from preference_core.progress import BytesDone
@@ -62,4 +64,4 @@ def _with_origins(job: Job[Member], manifest: Manifest) -> Manifest:
     """Another revision may hold the same files: then only what the manifest says of it changes."""
     kept = {key: value for key, value in manifest.details.items() if key not in manifest.made_from["inputs"]}
     details = {**kept, **origins_of(job.source)}
-    return manifest if details == manifest.details else amend_manifest(job.exported, manifest, details=details)
+    return manifest if details == manifest.details else write_manifest(job.exported, replace(manifest, details=details))
