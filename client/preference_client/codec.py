@@ -39,24 +39,12 @@ class Ensemble:
 
     @cached_property
     def outputs(self) -> tuple[tensors.Tensor, ...]:
-        """The tensors of an answer, in the order of the fields of `Answer`."""
-        labels, members = len(self.labels), len(self.members)
-        return (
-            tensors.probabilities(labels),
-            tensors.member_probabilities(members, labels),
-            tensors.token_counts(members),
-            tensors.dropped_tokens(members),
-        )
+        """The tensors of an answer."""
+        return tensors.answer(len(self.members), len(self.labels))
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One battle's outputs: `[labels]`, `[members, labels]`, `[members]`, `[members, 3]`."""
-
-    probabilities: npt.NDArray[np.float32]
-    member_probabilities: npt.NDArray[np.float32]
-    token_counts: npt.NDArray[np.int32]
-    dropped_tokens: npt.NDArray[np.int32]
+#: One battle's outputs, as `Ensemble.outputs`: `[labels]`, `[members, labels]`, `[members]`, `[members, 3]`.
+Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
 def weights_tensor(weights: Mapping[str, float] | None, members: Sequence[str]) -> bytes | None:
@@ -89,7 +77,7 @@ def answer_of(found: Mapping[str, bytes], ensemble: Ensemble) -> Answer:
         raise NonFiniteLogitsError(f"The server returned probabilities that are not finite: {values}")
     if min(values) < 0 or abs(sum(values) - 1) > SUM_TOLERANCE:
         raise ScoringError(f"The server returned {values}, expected probabilities that sum to 1")
-    return Answer(probabilities, members, counts, dropped)
+    return probabilities, members, counts, dropped
 
 
 def _array(found: Mapping[str, bytes], tensor: tensors.Tensor) -> npt.NDArray[Any]:

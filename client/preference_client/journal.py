@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Self
 from preference_client.progress import Counts
 from preference_client.rows import Failure, Outcome, Prediction, Row
 from preference_client.writers import batch_of, errors_path, failure_lines, output_format
+from preference_core.artefacts.replacement import put_in_place, through_to_disk
 from preference_core.errors import PreferenceError, SystemFailure, UserError
 
 SAVE_INTERVAL_S = 2.0
@@ -149,12 +150,11 @@ class Journal:
                 self._save()
                 if self._format.complete:
                     self._format.complete(self._rows, self._whole)
-                    _through_to_disk(self._whole)
                 self._append(replace(self._mark, complete=True))
             if self._whole.exists():
-                os.replace(self._whole, self.output)
+                put_in_place(self._whole, self.output)
             if self.counts.failed and self._errors.exists():
-                os.replace(self._errors, errors_path(self.output))
+                put_in_place(self._errors, errors_path(self.output))
             elif not self.counts.failed:
                 errors_path(self.output).unlink(missing_ok=True)
             self._remove()
@@ -247,7 +247,7 @@ class Journal:
         finally:
             with self._writing():
                 for path in filter(Path.exists, self._sizes):
-                    _through_to_disk(path)
+                    through_to_disk(path)
                 self._append(self._reached)
         self._next_save_s = time.monotonic() + SAVE_INTERVAL_S
 
@@ -303,9 +303,3 @@ def _digest_of(row: Row) -> bytes:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _through_to_disk(path: Path) -> None:
-    """Makes sure that a file outlives a failure of power."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -246,17 +246,7 @@ class Pipeline:
                     f"Row `{slot.id}` was answered by {call.ensemble}, those before by {self._ensemble}",
                     hint="Give the server its repository back, or score all rows again.",
                 )
-            self._finish(
-                slot,
-                Prediction(
-                    slot.id,
-                    call.ensemble,
-                    answer.probabilities,
-                    answer.member_probabilities,
-                    answer.token_counts,
-                    answer.dropped_tokens,
-                ),
-            )
+            self._finish(slot, Prediction(slot.id, call.ensemble, *answer))
             self._last_answer_s = time.monotonic()
             self._allowed.answered(slot.sent_s)
 

@@ -79,6 +79,11 @@ def dropped_tokens(members: int) -> Tensor:
     return Tensor("dropped_tokens", "INT32", (members, len(FIELDS)))
 
 
+def answer(members: int, labels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Everything that an ensemble returns, in this order."""
+    return probabilities(labels), member_probabilities(members, labels), token_counts(members), dropped_tokens(members)
+
+
 #: Index into `preference_core.battles.battle.SPECIAL_CASES`; passes from `tokenize` to the combining models.
 SPECIAL_CASE = Tensor("special_case", "INT32", (1,))
 

@@ -22,7 +22,7 @@ SCORE = """
 import sys
 import numpy as np
 from preference_client import scorer
-from preference_client.codec import Answer, Ensemble
+from preference_client.codec import Ensemble
 from preference_client.transport import Request
 
 class Ended:
@@ -31,7 +31,7 @@ class Ended:
     def answer(self):
         share = np.float32(len(self.message.response_a[0]) / 200)
         probabilities = np.array([share, 1 - share, 0], np.float32)
-        return Answer(probabilities, np.stack([probabilities] * 2), np.zeros(2, np.int32), np.zeros((2, 3), np.int32))
+        return probabilities, np.stack([probabilities] * 2), np.zeros(2, np.int32), np.zeros((2, 3), np.int32)
 
 class Stub:
     ensemble = Ensemble("preference_ensemble", ("a", "b", "tie"), ("gemma", "llama"))

@@ -4,13 +4,10 @@ Results go to files or stdout, progress and notes to stderr. What the commands d
 need torch are imported only when there is work for them, so that everything else starts at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from preference_core.battles.lengths import read_buckets
 from preference_core.command import TRACEBACK_HELP, run_command
@@ -33,7 +30,8 @@ from preference_training.synthetic.generate import (
     make_source,
     source_stage,
 )
-from preference_training.terminal.messages import is_up_to_date, make_stage, notes, say
+from preference_training.terminal.messages import is_up_to_date, make_stage, say
+from preference_training.terminal.progress_bars import bars
 
 app = typer.Typer(
     help="From battles to adapters, weights and reports.",
@@ -97,7 +95,7 @@ def fit_command(
 
     for chosen in wanted:
         check_machine(chosen, recipe_of(chosen))
-    with _progress() as report:
+    with bars("fit") as report:
         measured = fit_members(settings, wanted, jobs or default_jobs(len(wanted)), report)
     for name, details in measured.items():
         say(stages[name], details)
@@ -112,22 +110,6 @@ def _fit_length_buckets(config: Config, member: LengthBaseline) -> None:
     check_input(config, battles, "data.train")
     stage = baseline_stage(config, settings, battles)
     make_stage(stage, lambda folder: make_baseline(folder, config, settings, battles))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
-    """One bar per member on stderr; each appears at the member's first step."""
-    columns = (TextColumn("fit {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[values]}"), console=notes, transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def report(name: str, step: int, steps: int, values: Mapping[str, float]) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, values="")
-            shown = " ".join(f"{key} {value:.3f}" for key, value in values.items())
-            progress.update(tasks[name], completed=step, total=steps, values=shown)
-
-        yield report
 
 
 measure.register(app)

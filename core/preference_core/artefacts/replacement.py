@@ -32,15 +32,25 @@ def replaced_file(path: Path, part: Path | None = None) -> Iterator[Path]:
     part = part or unfinished(path)
     try:
         yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path.resolve())
+        put_in_place(part, path.resolve())
     except OSError as error:
         raise SystemFailure(
             f"`{path}` cannot be written: {error}", hint="What was there before is unchanged."
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """A finished file takes the place of `path`, and is there even after a failure of power."""
+    through_to_disk(part)
+    os.replace(part, path)
+
+
+def through_to_disk(path: Path) -> None:
+    """Makes sure that a file outlives a failure of power."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager

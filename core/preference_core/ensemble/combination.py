@@ -3,7 +3,7 @@
 Works on NumPy arrays in float64 and refuses anything that is not finite. It knows nothing of models or servers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -124,6 +124,14 @@ class Combination:
             combined = np.einsum("...ml,m->...l", softmax(by_order).mean(axis=0), scale)
         if self.post_processing is not None:
             combined = self.post_processing.apply(combined, self.labels)
+        return combined
+
+    def predictions(self, logits: npt.ArrayLike, cases: Iterable[str]) -> Array:
+        """`probabilities` of battles, but the configured answer of those whose special case, in `cases`, has one."""
+        combined = self.probabilities(logits)
+        for row, case in enumerate(cases):
+            fixed = self.fixed_probabilities(case)
+            combined[row] = combined[row] if fixed is None else fixed
         return combined
 
     def _by_order(self, logits: npt.ArrayLike, swapped_logits: npt.ArrayLike | None) -> Array:

@@ -71,12 +71,7 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         inputs = (*tensors.BATTLE_INPUTS, tensors.weights(self.members))
-        outputs = (
-            tensors.probabilities(self.labels),
-            tensors.member_probabilities(self.members, self.labels),
-            tensors.token_counts(self.members),
-            tensors.dropped_tokens(self.members),
-        )
+        outputs = tensors.answer(self.members, self.labels)
         object.__setattr__(self, "inputs", {tensor.name: tensor for tensor in inputs})
         object.__setattr__(self, "outputs", frozenset(tensor.name for tensor in outputs))
 

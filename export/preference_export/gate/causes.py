@@ -182,11 +182,6 @@ def rules_of(combination: Combination) -> dict[str, Rule]:
 def _rule(combination: Combination) -> Rule:
     def probabilities(logits: Mapping[str, Logits], battles: Sequence[Battle]) -> Array:
         stacked = np.stack([logits[name] for name in combination.members], axis=1)
-        found = combination.probabilities(stacked)
-        for row, battle in enumerate(battles):
-            fixed = combination.fixed_probabilities(battle.special_case())
-            if fixed is not None:
-                found[row] = fixed
-        return found
+        return combination.predictions(stacked, map(Battle.special_case, battles))
 
     return probabilities

@@ -193,7 +193,7 @@ def _ensemble(config: Config, name: str) -> Any:
     _parameters(message, {tensors.NAME_PARAMETER: config.name})
     for tensor in (*tensors.BATTLE_INPUTS, tensors.weights(members)):
         _input(message, tensor)
-    for tensor in (*_predictions(config), tensors.token_counts(members), tensors.dropped_tokens(members)):
+    for tensor in tensors.answer(members, len(config.labels)):
         _output(message, tensor)
     return message
 

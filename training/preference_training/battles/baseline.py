@@ -18,7 +18,7 @@ from preference_core.battles.lengths import LengthBuckets, Unit, difference_of, 
 from preference_core.ensemble.metrics import class_prior_log_loss, log_losses
 from preference_core.ensemble.settings import Config
 from preference_core.errors import ConfigError, UserError
-from preference_core.structure import plain, structure
+from preference_core.structure import at_least, plain, structure
 from preference_training.battles.rows import LabelledBattles, read_labelled
 from preference_training.stages import Stage, content_of
 from preference_training.statistics.intervals import Array, Bootstrap, Estimate, Indices, folds_of, quantile_edges
@@ -42,8 +42,7 @@ class BaselineSettings:
 
     def __post_init__(self) -> None:
         for key in ("buckets", "bucket_battles"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"`{key}` is {getattr(self, key)}, expected at least 1")
+            at_least(key, getattr(self, key), 1)
         if not (np.isfinite(self.smoothing) and self.smoothing > 0):
             raise ConfigError(
                 f"`smoothing` is {self.smoothing}, expected more than 0",

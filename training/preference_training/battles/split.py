@@ -21,7 +21,7 @@ from preference_core.ensemble.settings import Config
 from preference_core.errors import ConfigError, UserError
 from preference_core.files.formats import RawRow
 from preference_core.files.rows import values_by_id
-from preference_core.structure import plain
+from preference_core.structure import at_least, plain
 from preference_training.battles.turns import json_turns
 from preference_training.stages import Stage, content_of
 from preference_training.statistics.intervals import Array, Indices, quantile_edges
@@ -55,16 +55,14 @@ class Split:
                 raise ConfigError(f"`{part}` is {share}, expected more than 0 and less than 1")
         if not math.isclose(sum(self.shares()), 1, abs_tol=1e-6):
             raise ConfigError(f"`train`, `validation` and `test` sum to {sum(self.shares()):g}, expected 1")
-        if self.sample is not None and self.sample < len(PARTS):
-            raise ConfigError(f"`sample` is {self.sample}, expected at least {len(PARTS)}")
-        if self.length_buckets < 1:
-            raise ConfigError(f"`length_buckets` is {self.length_buckets}, expected at least 1")
+        if self.sample is not None:
+            at_least("sample", self.sample, len(PARTS))
+        at_least("length_buckets", self.length_buckets, 1)
         if self.folds is not None and not math.isclose(self.test * self.folds, 1, abs_tol=1e-6):
             raise ConfigError(f"`test` is {self.test}, expected 1 / {self.folds}, the share of a fold")
         if not 0 <= self.fold < (self.folds or 1):
             raise ConfigError(f"`fold` is {self.fold}, expected 0 to {(self.folds or 1) - 1}: `folds` says how many")
-        if self.seed < 0:
-            raise ConfigError(f"`seed` is {self.seed}, expected at least 0")
+        at_least("seed", self.seed, 0)
 
     def shares(self) -> tuple[float, float, float]:
         """The shares in the order of `PARTS`."""

@@ -5,7 +5,7 @@ of length, so that a batch holds little padding; results come back in the order 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, singledispatch
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,13 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 
 from preference_core.battles.battle import Battle
-from preference_core.battles.lengths import LengthBuckets, read_buckets
-from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
+from preference_core.battles.lengths import read_buckets
+from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member, Served
 from preference_core.errors import ArtefactError, UserError
 from preference_core.progress import StepDone
 from preference_training.evaluation.combination import combination_of_members
 from preference_training.evaluation.predictions import Predictions
-from preference_training.fit.encoding import tokenizer_of
+from preference_training.fit.encoding import collate, tokenizer_of
 from preference_training.fit.model import base_folder, check_machine, classifier, pooled_logits
 from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import recipe_of
@@ -53,19 +53,20 @@ def predict(
         logits.append(values)
     combination = combination_of_members(config, [member.name for member in members])
     stacked = np.stack(logits, axis=1)
-    ensemble = combination.probabilities(stacked)
-    for row, battle in enumerate(battles.values()):
-        fixed = combination.fixed_probabilities(battle.special_case())
-        ensemble[row] = ensemble[row] if fixed is None else fixed
+    ensemble = combination.predictions(stacked, map(Battle.special_case, battles.values()))
     by_member = combination.member_probabilities(stacked)
     probabilities = {name: by_member[:, place] for place, name in enumerate(combination.members)}
     return Predictions(tuple(battles), ensemble, probabilities, dropped)
 
 
-def _open(member: Member, labels: Sequence[str], batch_size: int, done: Done) -> Answer:
+@singledispatch
+def _open(member: Served, labels: Sequence[str], batch_size: int, done: Done) -> Answer:
     """Finds and checks what a member needs, so that anything missing is reported before long work begins."""
-    if isinstance(member, LengthBaseline):
-        return partial(_answer_by_length, read_buckets(Path(member.base), labels), done)
+    raise NotImplementedError(type(member))
+
+
+@_open.register
+def _(member: Classifier, labels: Sequence[str], batch_size: int, done: Done) -> Answer:
     base, adapter = checked_folders(member, len(labels))
 
     def answer(battles: Sequence[Battle]) -> tuple[Array, Counts]:
@@ -78,10 +79,16 @@ def _open(member: Member, labels: Sequence[str], batch_size: int, done: Done) ->
     return answer
 
 
-def _answer_by_length(buckets: LengthBuckets, done: Done, battles: Sequence[Battle]) -> tuple[Array, Counts]:
-    rows = buckets.log_probabilities()[[buckets.bucket_of(battle) for battle in battles]]
-    done(len(battles), len(battles))
-    return rows.astype(np.float64), np.zeros(len(battles), dtype=np.int64)
+@_open.register
+def _(member: LengthBaseline, labels: Sequence[str], batch_size: int, done: Done) -> Answer:
+    buckets = read_buckets(Path(member.base), labels)
+
+    def answer(battles: Sequence[Battle]) -> tuple[Array, Counts]:
+        rows = buckets.log_probabilities()[[buckets.bucket_of(battle) for battle in battles]]
+        done(len(battles), len(battles))
+        return rows.astype(np.float64), np.zeros(len(battles), dtype=np.int64)
+
+    return answer
 
 
 def checked_folders(member: Classifier, labels: int) -> tuple[Path, Path | None]:
@@ -144,17 +151,11 @@ def _logits(
 def _batch_logits(
     model: PeftModel, sequences: Sequence[npt.NDArray[np.int32]], precision: str
 ) -> npt.NDArray[np.float32]:
-    """Logits `[sequences, labels]`; padded on the right, which the attention mask alone tells from text."""
+    """Logits `[sequences, labels]`."""
     device = next(model.parameters()).device
-    input_ids = torch.zeros((len(sequences), max(map(len, sequences))), dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(sequences):
-        input_ids[row, : len(ids)] = torch.from_numpy(ids)
-        attention_mask[row, : len(ids)] = 1
-    values: npt.NDArray[np.float32] = (
-        pooled_logits(model, input_ids.to(device), attention_mask.to(device), precision).cpu().numpy()
-    )
-    return values
+    batch = {name: values.to(device) for name, values in collate([{"input_ids": ids} for ids in sequences]).items()}
+    logits: npt.NDArray[np.float32] = pooled_logits(model, **batch, precision=precision).cpu().numpy()
+    return logits
 
 
 def _check_head(member: Classifier, files: Sequence[Path], labels: int) -> None:

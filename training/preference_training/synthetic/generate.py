@@ -13,7 +13,7 @@ from preference_core.battles.battle import battle_from_turns
 from preference_core.battles.template import Template, template_of
 from preference_core.ensemble.settings import LABELS_THREE_WAY, Classifier, Config
 from preference_core.errors import ConfigError, nearest
-from preference_core.structure import plain, structure
+from preference_core.structure import at_least, plain, structure
 from preference_training.battles.baseline import BaselineSettings
 from preference_training.battles.split import Split
 from preference_training.members import chosen_members
@@ -38,8 +38,7 @@ class BattleCounts:
 
     def __post_init__(self) -> None:
         for split, count in self.splits().items():
-            if count < 1:
-                raise ConfigError(f"`{split}` is {count}, expected at least 1")
+            at_least(split, count, 1)
 
     def splits(self) -> dict[str, int]:
         """Number of battles by the name of their file."""
