@@ -7,7 +7,6 @@ restarted.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from preference_core.ensemble.settings import Config
 from preference_embedded import ports
@@ -20,24 +19,6 @@ from preference_embedded.repository import ServedModel, ensembles_of, models_of
 
 #: Of the time for stopping, what the server itself gets after the door has drained.
 SERVER_STOP_SHARE = 0.2
-
-
-class Served(Protocol):
-    """A server with or without a door in front: what a command needs of it."""
-
-    log_file: Path
-
-    @property
-    def models(self) -> tuple[ServedModel, ...]: ...
-    @property
-    def urls(self) -> Mapping[str, str]: ...
-    @property
-    def release(self) -> str: ...
-    def written_since(self) -> str: ...
-    def start(self, report: Callable[[str], None]) -> None: ...
-    def lost(self) -> str | None: ...
-    def restart(self) -> None: ...
-    def stop(self) -> None: ...
 
 
 class GuardedServer:
@@ -109,6 +90,10 @@ class GuardedServer:
         server = self._server
         urls = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url}
         self._door.attach(urls, ensembles_of(server.models), self._options.start_timeout_s)
+
+
+#: A server with or without a door in front.
+Served = TritonServer | GuardedServer
 
 
 def server_for(options: Options, door: DoorOptions) -> tuple[Served, bool]:

@@ -87,7 +87,7 @@ class Machine:
     """Everything the preconditions are decided on. `glibc` is None where the C library is another one."""
 
     architecture: str
-    glibc: tuple[int, int] | None
+    glibc: tuple[int, ...] | None
     python: ServerPython
     bundle: Bundle | None
     libpython: Path | None
@@ -138,14 +138,10 @@ def probe(python: Path) -> ServerPython:
     )
 
 
-def glibc_version() -> tuple[int, int] | None:
+def glibc_version() -> tuple[int, ...] | None:
     """Version of the C library if it is glibc."""
-    try:
-        name = os.confstr("CS_GNU_LIBC_VERSION") or ""
-    except (ValueError, OSError):
-        return None
-    found = re.fullmatch(r"glibc (\d+)\.(\d+).*", name)
-    return (int(found[1]), int(found[2])) if found else None
+    name, number = platform.libc_ver()
+    return tuple(map(int, number.split(".")[:2])) if name == "glibc" else None
 
 
 def library_folders(python: ServerPython) -> Iterable[Path]:
