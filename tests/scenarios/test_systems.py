@@ -1,6 +1,7 @@
 """Every published system: `make twin CONFIG=configs/...` trains, exports, serves, scores and evaluates its tiny twin.
 
-The twins are made two at a time. Each test then looks at what is that system's own.
+The twins are made two at a time; of those that differ in their combination alone, one is made. Each test then looks at
+what is that system's own.
 """
 
 import csv
@@ -22,7 +23,8 @@ from preference_core.ensemble.combination import Combination
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.metrics import log_loss, target_of_row
 from preference_core.ensemble.settings import Config
-from preference_core.structure import structure
+from preference_core.structure import plain, structure
+from preference_training.synthetic.twin import twin_of
 
 ROOT = Path(__file__).parents[2]
 SYSTEMS = (
@@ -34,11 +36,11 @@ SYSTEMS = (
     "single-qwen",
     "length",
     "three-heads",
-    "average",
-    "threshold",
     "light",
     "new-bases",
 )
+#: Twins that are those of another system, combined in another way: what is made once proves both.
+COMBINED_OTHERWISE = {"average": "lmsys", "threshold": "single-gemma"}
 
 
 @dataclass(frozen=True)
@@ -186,15 +188,27 @@ def test_systems_with_three_heads_export_the_preference_head_alone(twin):
         assert heads == ["base_model.model.score.weight"]
 
 
-@of("average")
-def test_the_plain_average_weighs_both_members_alike(twin):
-    expected = (twin.predicted_by("gemma") + twin.predicted_by("llama")) / 2
+@pytest.mark.parametrize(("name", "other"), COMBINED_OTHERWISE.items())
+def test_the_twin_is_that_of_another_system_combined_otherwise(name, other):
+    table, known = (twin_of(ROOT / "configs" / f"{each}.toml") for each in (name, other))
+    assert table.pop("combine") != known.pop("combine")
+    assert json.loads(json.dumps(table).replace(f"{name}-twin", f"{other}-twin")) == json.loads(json.dumps(known))
+
+
+@of("new-bases")
+def test_equal_weights_are_the_plain_average(twin):
+    expected = np.mean([twin.predicted_by(member.name) for member in twin.config.members], axis=0)
     assert np.abs(twin.predicted - expected).max() < 1e-6
+    combination = load_config(ROOT / "configs" / "average.toml").combination
+    assert combination.probabilities(np.log([[[0.8, 0.1, 0.1], [0.2, 0.5, 0.3]]])) == pytest.approx(
+        np.array([[0.5, 0.3, 0.2]])
+    )
 
 
-@of("threshold", "light")
+@of("light")
 def test_systems_with_a_threshold_raise_confident_predictions(twin):
     rule = twin.served_rule
+    assert rule["post_processing"] == plain(load_config(ROOT / "configs" / "threshold.toml").combine.post_processing)
     assert rule["post_processing"]["threshold"] == 0.75
     averaged = np.mean([twin.predicted_by(member.name) for member in twin.config.members], axis=0)
     multipliers = [rule["post_processing"]["multipliers"][label] for label in twin.config.labels]
