@@ -16,7 +16,7 @@ from served import battle_request, get, serving
 from tritonclient.grpc import service_pb2_grpc
 
 from preference_core import tensors
-from preference_core.artefacts.manifest import write_manifest
+from preference_core.artefacts.manifest import Manifest, write_manifest
 from preference_embedded.processes import stubs_of
 
 MEMORY_BATTLES = int(os.environ.get("PREFERENCE_SOAK_MEMORY_BATTLES", "240"))
@@ -113,7 +113,7 @@ def test_a_leak_of_a_model_is_caught_by_the_same_check(demo, tmp_path, measured)
         (tmp_path / "repository/combine_symmetric").glob("*/model.py"), key=lambda path: int(path.parent.name)
     )
     program.write_text(program.read_text() + LEAK)
-    write_manifest(tmp_path / "repository", "repository")
+    write_manifest(tmp_path / "repository", Manifest("repository", {}))
     with serving(tmp_path / "server.log", "--repository", str(tmp_path / "repository")) as serve:
         assert growth_mib(serve, 160, MAX_GROWTH_MIB) > MAX_GROWTH_MIB
     measured("a planted leak of 512 KiB for each battle is caught by the same check")
