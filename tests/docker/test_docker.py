@@ -178,6 +178,11 @@ def test_only_what_the_image_is_made_of_is_sent_to_the_builder() -> None:
         assert any(path == source or path.startswith(f"{source}/") for path in allowed)
     for path in allowed:
         assert any(ROOT.glob(path))
+    # Classic builders and buildah enter no folder that only `**` would reach.
+    packages = [ROOT / part / f"preference_{part}" for part in ("core", "export")]
+    programs = {path.parent for package in packages for path in package.rglob("*.py")}
+    assert {f"{folder.relative_to(ROOT)}/*.py" for folder in programs} <= set(allowed)
+    assert "# syntax" not in DOCKERFILE  # BuildKit would ask a registry for it.
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt"])
