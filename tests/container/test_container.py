@@ -60,7 +60,7 @@ def test_the_container_becomes_healthy_and_scores_as_the_demo_does(
     counted = re.findall(
         r'^nv_inference_request_success{model="preference_ensemble",.*} (\d+)$', metrics(), re.MULTILINE
     )
-    assert counted == [str(rows)]
+    assert sum(map(int, counted)) == rows  # Triton counts ensembles as version 1, whatever they are.
 
 
 def test_confinement_as_seen_from_inside(running: Any) -> None:
