@@ -60,24 +60,23 @@ def test_a_stalled_engine_costs_one_error_per_request_and_the_next_are_answered(
 
 def test_sigterm_under_load_answers_what_was_let_in_refuses_the_rest_and_leaves_nothing(demo, tmp_path, measured):
     with serving(tmp_path / "server.log") as serve, grpc.insecure_channel(serve.urls["grpc"]) as channel:
-        calls = [stub_of(channel).ModelInfer.future(SYMMETRIC, timeout=120) for _ in range(200)]
-        while (
-            serve.metric("preference_battles_accepted_total") + serve.metric("preference_battles_refused_total") < 200
-        ):
-            time.sleep(0.05)
-        let_in, under_way = (
-            int(serve.metric(f"preference_battles_{name}")) for name in ("accepted_total", "under_way")
-        )
+        calls, let_in, under_way = [], 0, 0
+        while not under_way:
+            calls += [stub_of(channel).ModelInfer.future(SYMMETRIC, timeout=120) for _ in range(64)]
+            let_in, under_way = (
+                int(serve.metric(f"preference_battles_{name}")) for name in ("accepted_total", "under_way")
+            )
         began = time.monotonic()
         serve.process.send_signal(signal.SIGTERM)
         codes = codes_of(calls)
         assert serve.process.wait(60) == 0, serve.said.read_text()
         stopped_s = time.monotonic() - began
-        assert codes.count(OK) == let_in
-        assert codes.count(grpc.StatusCode.UNAVAILABLE) == 200 - let_in
+        assert set(codes) <= {OK, grpc.StatusCode.UNAVAILABLE}
+        assert codes.count(OK) >= let_in
         assert serve.traces() == []
     measured(
-        f"{let_in} of {let_in} accepted requests answered, {under_way} of them while it stopped ({stopped_s:.1f} s)"
+        f"{under_way} battles under way at SIGTERM: all answered, {codes.count(OK)} of {len(codes)} in all, the others "
+        f"refused; stopped after {stopped_s:.1f} s"
     )
 
 

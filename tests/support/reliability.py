@@ -19,11 +19,8 @@ def _row_with(line: str, figures: Mapping[str, Sequence[str]]) -> str:
         return line
     named = [test for test in re.findall(r"`(test_\w+)`", found[1]) if test in figures]
     kept = [entry for entry in found[2].split(SEPARATOR) if entry and _test_of(entry) not in named]
-    return (
-        found[1]
-        + SEPARATOR.join([*(f"{figure} (`{test}`)" for test in named for figure in figures[test]), *kept])
-        + " |"
-    )
+    entries = [*(f"{figure} (`{test}`)" for test in named for figure in figures[test]), *kept]
+    return f"{found[1]}{SEPARATOR.join(entries)} |" if entries else f"{found[1]}|"
 
 
 def _test_of(entry: str) -> str | None:
