@@ -29,7 +29,7 @@ from tritonclient.grpc import service_pb2
 from preference_core import tensors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/support"))
-from served import Served, get, serving
+from served import Served, children_of, get, serving
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 BATTLES = Path("build/demo/data/test.csv")
@@ -78,16 +78,32 @@ async def cost(serve: Served) -> list[str]:
     ):
         calls = {"through": door.unary_unary(METHOD), "past": direct.unary_unary(METHOD)}
         rates: dict[str, list[float]] = {name: [] for name in calls}
+        door_s, server_s = -cpu_s(serve.process.pid), -server_cpu_s(serve)
         for number in range(ROUNDS + 1):  # The first one warms up.
             for name in sorted(calls, reverse=number % 2 == 1):
                 rates[name].append(await rate(calls[name], messages, ROUND_S))
+        door_s, server_s = door_s + cpu_s(serve.process.pid), server_s + server_cpu_s(serve)
     through, past = rates["through"][1:], rates["past"][1:]
     ratios = [with_door / without for with_door, without in zip(through, past, strict=True)]
     return [
         f"medians: {statistics.median(through):.0f} battles/s through the door, {statistics.median(past):.0f} past it",
         f"ratio of each round: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}",
+        f"processor for a battle: {door_s / sum(rates['through']) / ROUND_S * 1000:.2f} ms in the door, "
+        f"{server_s / sum(map(sum, rates.values())) / ROUND_S * 1000:.2f} ms in the server",
         f"load of the machine: {os.getloadavg()[0]:.1f}",
     ]
+
+
+def cpu_s(pid: int) -> float:
+    """What a process has taken of the processors, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def server_cpu_s(serve: Served) -> float:
+    """What tritonserver and its models have taken."""
+    assert serve.triton is not None
+    return sum(map(cpu_s, (serve.triton, *children_of(serve.triton))))
 
 
 def health(url: str, seconds: float) -> list[float]:
