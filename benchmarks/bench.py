@@ -46,6 +46,8 @@ TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 IN_FLIGHT = (1, 4, 16, 64)
 MEMBERS = (1, 2, 3)
 ONE_BY_ONE = 24
+#: Where `make real-bases` leaves them.
+REAL_BASES = "build/real/bases"
 
 T = TypeVar("T", Service, Peer)
 
@@ -122,19 +124,19 @@ class Bench:
 
 
 def latency(bench: Bench, service: Service, engines: Peer, members: Sequence[str]) -> None:
-    """One battle at a time on an idle server: where its time goes, by Triton's own statistics."""
+    """One battle at a time on an idle server: where its time goes, by Triton's own counters."""
     count = min(ONE_BY_ONE, len(bench.battles))
     models = (ENSEMBLE, TOKENIZE, *members, COMBINE)
-    before = {model: service.statistics(model) for model in models}
+    before = service.milliseconds()
     answer = service.run(count, one_by_one=True)
-    after = {model: service.statistics(model) for model in models}
+    after = service.milliseconds()
     alone = engines.run(count, one_by_one=True)
 
     def milliseconds(model: str, *stages: str) -> float:
-        return sum(after[model][stage]["ns"] - before[model][stage]["ns"] for stage in stages) / count / 1e6
+        return sum(after[model, stage] - before[model, stage] for stage in stages) / count
 
     computing = ("compute_input", "compute_infer", "compute_output")
-    whole, mean = milliseconds(ENSEMBLE, "success"), 1e3 * sum(answer.each) / count
+    whole, mean = milliseconds(ENSEMBLE, "request"), 1e3 * sum(answer.each) / count
     stages = {"client, gRPC and front door": mean - whole, "tokenize": milliseconds(TOKENIZE, *computing)}
     stages |= {f"engine {member} (at the same time)": milliseconds(member, *computing) for member in members}
     stages |= {"combine": milliseconds(COMBINE, *computing)}
@@ -220,15 +222,17 @@ def main(
 
 def real_weights(bench: Bench) -> None:
     """One pretrained member of 135 M parameters, where the environment has its checkpoint."""
-    if not (given := os.environ.get(REAL_WEIGHTS)):
-        say(f"{REAL_WEIGHTS} names no folder: real weights are not measured")
+    base = Path(os.environ.get(REAL_WEIGHTS, REAL_BASES)) / "smollm2"
+    if not base.is_dir():
+        say(f"there is no `{base}`: real weights are not measured (`make real-bases` fetches them)")
         return
-    write_classifier(Path(given) / "smollm2", bench.folder / "checkpoints" / "smollm2")
+    write_classifier(base, bench.folder / "checkpoints" / "smollm2")
     bench.battles = bench.battles[:16]
     real = Ensemble("real", {"smollm2": "smollm2"}, instances=cores())
+    service = bench.service(OWN, real)
     contestants = [
         bench.peer("Transformers, batches of 4, sorted", "transformers", real),
-        bench.service(OWN, real),
+        service,
         bench.peer("vLLM", "vllm", real),
         bench.peer("infinity-emb, torch", "infinity", real),
     ]

@@ -5,6 +5,7 @@ A contestant is loaded once and then answers any battles any number of times, so
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -24,6 +25,7 @@ from preference_core.ensemble.combination import softmax
 
 MAIN = Path(__file__).resolve().parent / "peers" / "main.py"
 LOG = "contestants.log"
+COUNTED = re.compile(r'^nv_inference_(\w+)_duration_us\{model="(\w+)"[^}]*\} (\S+)$', re.MULTILINE)
 Sequences = Mapping[str, Sequence[npt.NDArray[np.int32]]]
 
 
@@ -92,11 +94,11 @@ class Service:
             rows.append(outcome.member_probabilities)
         return Answer(seconds, each, np.stack(rows, axis=1))
 
-    def statistics(self, model: str) -> Mapping[str, Any]:
-        """What Triton counted of a model since it was loaded: `count` and `ns` by stage."""
-        with urllib.request.urlopen(f"http://{self.urls['http']}/v2/models/{model}/stats") as response:
-            counts: Mapping[str, Any] = json.load(response)["model_stats"][0]["inference_stats"]
-            return counts
+    def milliseconds(self) -> Mapping[tuple[str, str], float]:
+        """What Triton has counted since the start, by model and stage: `request`, `queue`, `compute_infer`, ..."""
+        with urllib.request.urlopen(f"http://{self.urls['metrics']}/metrics") as response:
+            found = COUNTED.findall(response.read().decode())
+        return {(model, stage): float(value) / 1e3 for stage, model, value in found}
 
     def stop(self) -> None:
         _stopped(self._process)
@@ -121,17 +123,17 @@ class Peer:
         self.name, self._folder, self._peer, self._python = name, folder, peer, python
         self._words, self._at_once = words, at_once
         self._checkpoints, self._sequences = checkpoints, sequences
-        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self.processes: dict[str, subprocess.Popen[str]] = {}
 
     def start(self) -> None:
         for member, checkpoint in self._checkpoints.items():
             command = [self._python.absolute(), MAIN, self._peer.absolute(), checkpoint.absolute(), *self._words]
-            self._processes[member] = _started(command, self._folder)
-        for process in self._processes.values():
+            self.processes[member] = _started(command, self._folder)
+        for process in self.processes.values():
             self.versions = json.loads(_line(process, self.name))["ready"]
 
     def run(self, count: int | None = None, one_by_one: bool = False) -> Answer:
-        members = list(self._processes)
+        members = list(self.processes)
         start = time.perf_counter()
         groups = [members] if self._at_once else [[member] for member in members]
         answers: dict[str, Any] = {}
@@ -139,7 +141,7 @@ class Peer:
             for member in group:
                 self._ask(member, "each" if one_by_one else "go", count)
             for member in group:
-                answers[member] = json.loads(_line(self._processes[member], self.name))
+                answers[member] = json.loads(_line(self.processes[member], self.name))
         times = [answers[member]["seconds"] for member in members]
         seconds = max(times) if self._at_once else sum(times)
         assert seconds <= time.perf_counter() - start
@@ -148,13 +150,13 @@ class Peer:
         return Answer(seconds, each, np.stack([softmax(np.array(answers[member]["logits"])) for member in members]))
 
     def stop(self) -> None:
-        for process in self._processes.values():
+        for process in self.processes.values():
             _stopped(process)
 
     def _ask(self, member: str, how: str, count: int | None) -> None:
         path = self._folder / f"{member}-ids.json"
         path.write_text(json.dumps([ids.tolist() for ids in self._sequences[member][:count]]), encoding="utf-8")
-        standard_input = self._processes[member].stdin
+        standard_input = self.processes[member].stdin
         assert standard_input is not None
         standard_input.write(f"{how} {path.absolute()}\n")
         standard_input.flush()

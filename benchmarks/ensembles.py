@@ -51,6 +51,8 @@ SHAPES = {
 }
 #: Characters of a real battle are distributed by this log-normal law: median, and deviation of the logarithm.
 MEDIAN_CHARACTERS, DEVIATION = 1900, 0.93
+#: Of random ids: the median length, and a number of tokens that every vocabulary has.
+MEDIAN_TOKENS, VOCABULARY = 450, 1000
 #: The export compares few battles: what it makes is compared again with every peer.
 PARITY_BATTLES = 4
 
@@ -66,6 +68,8 @@ class Ensemble:
     precision: str = "fp32"
     max_tokens: int = 1024
     instances: int = 1  #: of each member, by one thread each
+    engine: str = "onnxruntime"
+    gpus: tuple[int, ...] = ()
 
     def text(self) -> str:
         """Its configuration."""
@@ -73,6 +77,7 @@ class Ensemble:
             f'[[member]]\nname = "{name}"\nbase = "checkpoints/{checkpoint}"\n'
             f'template = "{"gemma" if checkpoint == "gemma" else "llama"}"\nspecial_tokens = "template"\n'
             f'max_tokens = {self.max_tokens}\nprecision = "{self.precision}"\ninstances = {self.instances}\n'
+            f'engine = "{self.engine}"\ngpus = {list(self.gpus)}\n'
             for name, checkpoint in self.members.items()
         )
         return f'name = "{self.name}"\n\n' + "\n".join(members) + '\n[data]\nsample = "parity.csv"\n'
@@ -121,6 +126,13 @@ def write_checkpoints(folder: Path, shapes: Mapping[str, TinyBase], battles: Seq
         writer.writeheader()
         shortest = sorted(battles, key=lambda battle: sum(len(str(battle[field])) for field in FIELDS))
         writer.writerows(shortest[:PARITY_BATTLES])
+
+
+def random_ids(count: int, most: int) -> list[npt.NDArray[np.int32]]:
+    """Sequences of random ids, as long as real battles are for members of large vocabularies."""
+    random_numbers = np.random.default_rng(1)
+    lengths = random_numbers.lognormal(np.log(MEDIAN_TOKENS), DEVIATION, count).clip(16, most).astype(int)
+    return [random_numbers.integers(10, VOCABULARY, length, dtype=np.int32) for length in lengths]
 
 
 def write_classifier(base: Path, folder: Path) -> None:

@@ -88,7 +88,7 @@ def _measure(name: str, precision: str, work: Path) -> list[Measured]:
     _flush(base)
     if parameters != published_parameters(MODELS[name]):
         raise SystemExit(f"{name} has {parameters} parameters, expected {published_parameters(MODELS[name])}")
-    _write_tokenizer(base)
+    write_tokenizer(base)
     results = []
     for number, (adapter, (modules, first)) in enumerate(ADAPTERS[name].items()):
         layers = range(first, config.num_hidden_layers)
@@ -174,7 +174,7 @@ precision = "{precision}"
 """
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     words = ["<bos>", "<eos>", *sorted(alphabet)]
     tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))

@@ -20,20 +20,20 @@ POOL_VALUES = 32 * 1024 * 1024 + 7
 STANDARD_DEVIATION = 0.02
 
 
-def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that the published checkpoint holds."""
+def tensor_shapes(config: Any, kind: Any = AutoModelForCausalLM) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that the published checkpoint holds, or a classifier with its head."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = kind.from_config(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
+        shapes.pop("lm_head.weight", None)
     return shapes
 
 
-def write_base(folder: Path, config: Any) -> int:
+def write_base(folder: Path, config: Any, kind: Any = AutoModelForCausalLM) -> int:
     """Writes `config.json` and BF16 shards; returns the number of parameters."""
     folder.mkdir(parents=True)
-    shapes = tensor_shapes(config)
+    shapes = tensor_shapes(config, kind)
     config.dtype = "bfloat16"
     config.save_pretrained(folder)
     write_tensors(folder, shapes, torch.bfloat16, _Invented(shapes).blocks)

@@ -9,9 +9,11 @@ PACKAGES = ("torch", "transformers")
 BATCH = 4
 
 
-def load(checkpoint, order="sorted"):
+def load(checkpoint, order="sorted", device="cpu", dtype="float32"):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model = (
+        AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).eval().to(device)
+    )
     pad = model.config.pad_token_id
 
     @torch.inference_mode()
@@ -25,8 +27,10 @@ def load(checkpoint, order="sorted"):
             rows = [torch.tensor(sequences[index]) for index in chosen]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
             lengths = torch.tensor([len(row) for row in rows])
-            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-            for index, row in zip(chosen, model(ids, attention_mask=mask).logits.tolist(), strict=True):
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
+            for index, row in zip(
+                chosen, model(ids.to(device), attention_mask=mask).logits.float().tolist(), strict=True
+            ):
                 logits[index] = row
         return logits
 
