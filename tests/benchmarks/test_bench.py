@@ -121,7 +121,8 @@ def test_the_operations_of_a_member_are_those_of_its_linear_layers_and_causal_at
 
 def test_time_by_model_and_stage_is_read_from_triton_s_metrics(harness):
     text = (
-        '# TYPE nv_inference_queue_duration_us counter\nnv_inference_queue_duration_us{model="gemma",version="1"} 1500\n'
+        "# TYPE nv_inference_queue_duration_us counter\n"
+        'nv_inference_queue_duration_us{model="gemma",version="1"} 1500\n'
         'nv_inference_request_success{model="gemma",version="1"} 3\n'
     )
     assert harness[1].COUNTED.findall(text) == [("queue", "gemma", "1500")]
