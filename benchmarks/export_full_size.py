@@ -190,7 +190,7 @@ def _line(result: Measured) -> str:
     return (
         f"{result.model}, adapter on {result.adapter}, {result.precision}: {result.bytes_in / 1e9:.1f} GB in, "
         f"{result.bytes_out / 1e9:.1f} GB out; peak {result.peak_bytes / GIB:.2f} GiB; "
-        f"{result.export_s:.0f} s ({result.processor_s:.0f} s of processor), copy {result.copy_s:.0f} s, "
+        f"{result.export_s:.0f} s ({result.processor_s:.0f} s of CPU time), copy {result.copy_s:.0f} s, "
         f"limit {limit_s:.0f} s"
     )
 

@@ -243,7 +243,7 @@ def _stopped_by_signals(output: Path) -> Iterator[_Stopping]:
     """A signal to stop ends the process, with the signal's exit code; what fails tells how the run goes on.
 
     It ends there and then: an exception that a handler raises is lost if it happens in a destructor, and in gRPC's
-    leaves a lock held for ever. The server cancels what the closed connection asked for. A signal that this process was
+    leaves a lock held forever. The server cancels what the closed connection asked for. A signal that this process was
     started to ignore, as `nohup` does, stays so.
     """
     stopping = _Stopping()

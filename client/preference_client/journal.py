@@ -52,8 +52,8 @@ class Mark:
 class Journal:
     """One run's way to `output`. Use it in a `with` statement: `skip` what is done, `add` the rest, then `finish`.
 
-    Whatever ends it, what was added is kept. The input may have changed behind the rows that are done, as when the one
-    that failed was mended.
+    Whatever ends it, what was added is kept. The input may have changed behind the rows that are done, as when a row
+    that failed was corrected.
     """
 
     def __init__(self, output: Path, run: Mapping[str, Any], schema: Any, *, resume: bool = True) -> None:

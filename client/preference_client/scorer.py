@@ -96,7 +96,7 @@ class Scorer(_Connected):
     with Scorer("localhost:8001") as scorer:
         print(scorer.score({"prompt": "Hi", "response_a": "Hello!", "response_b": "Go away."}).winner)
 
-    In a forked process it connects anew, unless battles were under way at the fork: that is a `ServerError`.
+    In a forked process it opens a new connection, unless battles were under way at the fork: that is a `ServerError`.
     """
 
     _at_once = True

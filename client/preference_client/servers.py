@@ -163,7 +163,7 @@ class Servers:
                 found = self._connect(server.url, patience_s=patience_s)
             except PreferenceError as error:
                 found = error
-            except Exception as error:  # Whoever waits for the answer would wait for ever.
+            except Exception as error:  # Whoever waits for the answer would wait forever.
                 found = ServerError(f"{server.url} cannot be asked: {type(error).__name__}: {error}")
             self._outbox.put(partial(self._found, server, found))
             if self._closed and isinstance(found, Connection):

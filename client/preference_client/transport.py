@@ -77,7 +77,7 @@ class Transport:
         """Sends a request and returns at once; `done` is called, in another thread, when the call has ended.
 
         Raises `ServerError` if it is closed, and in a process that was forked with requests under way; any other forked
-        process connects anew here.
+        process opens a new connection here.
         """
         if self._closed:
             raise closed()

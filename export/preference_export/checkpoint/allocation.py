@@ -1,7 +1,7 @@
 """Keeps freed memory for the next tensor while weights are streamed.
 
 The C library maps every large block afresh and unmaps it when it is freed. Each new block then costs one page fault
-per 4 KiB, which takes longer than the arithmetic: merging a 14336 x 4096 layer took 0.9 s of processor with them, and
+per 4 KiB, which takes longer than the arithmetic: merging a 14336 x 4096 layer took 0.9 s of CPU time with them, and
 0.3 s without.
 """
 

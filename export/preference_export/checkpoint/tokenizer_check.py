@@ -74,7 +74,7 @@ def auto_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def check_same_ids(checkpoint: Checkpoint, auto: Any, texts: Iterable[str]) -> None:
-    """Raises `ArtefactError` naming the first text that `tokenizer.json` reads otherwise than `AutoTokenizer`."""
+    """Raises `ArtefactError` naming the first text that `tokenizer.json` reads differently from `AutoTokenizer`."""
     own = read_tokenizer(checkpoint.folder / TOKENIZER_FILE)
     own.no_padding()
     own.no_truncation()
