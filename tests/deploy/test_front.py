@@ -178,6 +178,7 @@ def start_server(
             python=python,
             log_file=log,
             start_timeout_s=60.0,
+            stop_timeout_s=5.0,  # The bundled release often needs all of it, and holds battles as long.
             extra_arguments=tuple(tracing),
             **chosen,
         )
@@ -472,7 +473,7 @@ def replace(
     def both(by: signal.Signals, repository: Path | None = None) -> None:
         for index, old in enumerate(servers):
             before = answered(old)
-            eventually(lambda old=old, before=before: answered(old) > before + 20, 60.0)
+            eventually(lambda old=old, before=before: answered(old) > before + 20, 180.0)
             os.kill(old.pid, by)
             eventually(lambda: ready_servers(front) == 1, 60.0)
             old.stop(10.0)
