@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Any
 
 from preference_client.codec import Ensemble
@@ -87,7 +87,8 @@ class Pipeline:
         self._reading = True
         self._allowed = InFlight(max_in_flight)
         self._window: deque[_Slot] = deque()
-        self._ended: SimpleQueue[_Slot] = SimpleQueue()
+        #: No `SimpleQueue`: its `get` waits forever where a timeout passes at the wrong moment (CPython 3.11).
+        self._ended: Queue[_Slot] = Queue()
         self._retries: list[tuple[float, int, _Slot]] = []
         self._next = first
         self._in_flight = 0

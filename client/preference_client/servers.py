@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
@@ -91,7 +91,7 @@ class Servers:
         self._turn = 0
         self._closed = False
         self._ensemble: Ensemble | None = None
-        self._outbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._outbox: Queue[Callable[[], None] | None] = Queue()
         self.under_way: set[Call] = set()
         for server in self._servers:
             self._ask(server, patience_s)
