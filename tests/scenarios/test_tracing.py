@@ -11,6 +11,7 @@ from preference_embedded.launcher import Options, TritonServer
 
 ROOT = Path(__file__).parents[2]
 TRACES = ("0af7651916cd43dd8448eb211c80319c", "4bf92f3577b34da6a3ce929d0e0e4736")
+FIRST = "5b8efff798038103d269b633813fc60c"
 CALLER = "b7ad6b7169203331"
 
 
@@ -25,10 +26,11 @@ def test_a_battle_with_a_trace_context_and_no_other_gives_spans_of_the_ensemble_
             extra_arguments=tuple(tracing(collector.url)),
         )
         with TritonServer(options) as server, Scorer(server.grpc_url) as scorer:
-            traced = [scorer.score(battles[0], traceparent=f"00-{trace}-{CALLER}-01") for trace in TRACES]
+            # The bundled release sometimes loses the first trace after its start (docs/known_issues.md).
+            _, *traced = [scorer.score(battles[0], traceparent=f"00-{trace}-{CALLER}-01") for trace in (FIRST, *TRACES)]
             assert (traced[0].probabilities == scorer.score(battles[0]).probabilities).all()
             collector.wait_for(*TRACES)
-    assert {span["traceId"] for span in collector.spans} == set(TRACES)
+    assert {span["traceId"] for span in collector.spans} - {FIRST} == set(TRACES)
     assert collector.services == {"preference-ensemble"}
     for trace in TRACES:
         spans = collector.of(trace)

@@ -118,7 +118,7 @@ def test_every_gain_is_drawn_beside_a_line_at_zero(page):
     plot = next(plot for plot in plots_of(text) if plot.get("aria-label") == "Log loss below the class prior")
     texts = ["".join(element.itertext()) for element in plot.iter("text")]
     gains = [score for score in result.scores if score.gain is not None]
-    assert [score.name for score in gains] == ["gemma", "llama", "ensemble"]
+    assert [score.name for score in gains] == ["gemma", "llama", "ensemble", "symmetric"]
     (zero,) = [line for line in plot.iter("line") if line.get("class") == "reference"]
     dots = [float(dot.get("cx")) for dot in plot.iter("circle")]
     for score, at in zip(gains, dots, strict=True):
