@@ -11,6 +11,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,12 +187,11 @@ def _line(process: "subprocess.Popen[str]", name: str) -> str:
 
 
 def _stopped(process: "subprocess.Popen[str]") -> None:
-    """Ends a process group in peace, or else without."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, number)
-            try:
-                process.wait(40)
-            except subprocess.TimeoutExpired:
-                continue
+    """Ends a process, in peace if it can, and then whatever is left of its group."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(40)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
