@@ -1,10 +1,12 @@
-"""The front door of `preference-serve` on the demo: what it costs, and what overload does. Prints figures.
+"""The front door of `preference-serve`: what it costs, and what overload does. Prints figures.
 
     .venv/bin/python benchmarks/front_door.py cost        about 2 minutes
     .venv/bin/python benchmarks/front_door.py overload    about 100 seconds
 
-`cost` sends the demo's battles through the door and to the server behind it, in turns. `overload` sends ten times as
-many battles in both orders as are answered. One process sends, on the same machine: what it takes is taken from both.
+`cost` sends battles through the door and to the server behind it, in turns. `overload` sends ten times as many battles
+in both orders as are answered. One process sends, on the same machine: what it takes is taken from both. So the demo,
+whose models take milliseconds, shows the worst; `--config`, `--battles` and `--seconds` measure another ensemble, from
+the folder of its configuration.
 """
 
 import argparse
@@ -29,24 +31,25 @@ from tritonclient.grpc import service_pb2
 from preference_core import tensors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/support"))
-from served import Served, children_of, get, serving
+from served import ROOT, Served, children_of, get, serving
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
-BATTLES = Path("build/demo/data/test.csv")
 IN_FLIGHT = 16
 ROUNDS, ROUND_S = 12, 4.0
-CALM_S, OVERLOAD_S, TIMES = 20.0, 60.0, 10
+#: Seconds of overload; the calm before it takes a third.
+OVERLOAD_S, TIMES = 60.0, 10
 HEALTH_INTERVAL_S = 0.2
 
 
-def requests(model: str) -> list[bytes]:
-    """The demo's battles as messages."""
+def requests(model: str, battles: Path) -> list[bytes]:
+    """A file's battles as messages."""
+    csv.field_size_limit(sys.maxsize)
     messages = []
-    with BATTLES.open(encoding="utf-8", newline="") as file:
+    with battles.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             message = service_pb2.ModelInferRequest(model_name=model)
             for name in ("prompt", "response_a", "response_b"):
-                turns = [(turn or "").encode() for turn in json.loads(row[name])]
+                turns = [(turn or "").encode(errors="replace") for turn in json.loads(row[name])]
                 message.inputs.add(name=name, datatype="BYTES", shape=[1, len(turns)])
                 message.raw_input_contents.append(b"".join(len(t).to_bytes(4, "little") + t for t in turns))
             messages.append(message.SerializeToString())
@@ -68,9 +71,9 @@ async def rate(call: Any, messages: Sequence[bytes], seconds: float) -> float:
     return answered / (time.perf_counter() - began)
 
 
-async def cost(serve: Served) -> list[str]:
+async def cost(serve: Served, battles: Path, seconds: float, rounds: int) -> list[str]:
     """Rates through the door and past it, round by round; the same battles, the same server."""
-    messages = requests(tensors.ENSEMBLE)
+    messages = requests(tensors.ENSEMBLE, battles)
     behind = next(Path(tempfile.gettempdir()).glob(f"preference-{serve.process.pid}-*/grpc:*"))
     async with (
         grpc.aio.insecure_channel(serve.urls["grpc"]) as door,
@@ -79,17 +82,17 @@ async def cost(serve: Served) -> list[str]:
         calls = {"through": door.unary_unary(METHOD), "past": direct.unary_unary(METHOD)}
         rates: dict[str, list[float]] = {name: [] for name in calls}
         door_s, server_s = -cpu_s(serve.process.pid), -server_cpu_s(serve)
-        for number in range(ROUNDS + 1):  # The first one warms up.
+        for number in range(rounds + 1):  # The first one warms up.
             for name in sorted(calls, reverse=number % 2 == 1):
-                rates[name].append(await rate(calls[name], messages, ROUND_S))
+                rates[name].append(await rate(calls[name], messages, seconds))
         door_s, server_s = door_s + cpu_s(serve.process.pid), server_s + server_cpu_s(serve)
     through, past = rates["through"][1:], rates["past"][1:]
     ratios = [with_door / without for with_door, without in zip(through, past, strict=True)]
     return [
-        f"medians: {statistics.median(through):.0f} battles/s through the door, {statistics.median(past):.0f} past it",
+        f"medians: {statistics.median(through):.1f} battles/s through the door, {statistics.median(past):.1f} past it",
         f"ratio of each round: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}",
-        f"processor for a battle: {door_s / sum(rates['through']) / ROUND_S * 1000:.2f} ms in the door, "
-        f"{server_s / sum(map(sum, rates.values())) / ROUND_S * 1000:.2f} ms in the server",
+        f"processor for a battle: {door_s / sum(rates['through']) / seconds * 1000:.2f} ms in the door, "
+        f"{server_s / sum(map(sum, rates.values())) / seconds * 1000:.2f} ms in the server",
         f"load of the machine: {os.getloadavg()[0]:.1f}",
     ]
 
@@ -117,14 +120,14 @@ def health(url: str, seconds: float) -> list[float]:
     return took
 
 
-async def overload(serve: Served) -> list[str]:
-    """The rate of a calm minute, then that of battles let in while TIMES as many come as are answered."""
-    messages = requests(tensors.ENSEMBLE_SYMMETRIC)
+async def overload(serve: Served, battles: Path, seconds: float) -> list[str]:
+    """The rate of a calm time, then that of battles let in while TIMES as many come as are answered."""
+    messages = requests(tensors.ENSEMBLE_SYMMETRIC, battles)
     loop = asyncio.get_running_loop()
     async with grpc.aio.insecure_channel(serve.urls["grpc"]) as channel:
         call = channel.unary_unary(METHOD)
-        await rate(call, messages, CALM_S / 4)
-        calm = await rate(call, messages, CALM_S)
+        await rate(call, messages, seconds / 12)
+        calm = await rate(call, messages, seconds / 3)
         codes: Counter[str] = Counter()
         took: dict[str, list[float]] = {"OK": [], "UNAVAILABLE": []}
 
@@ -138,9 +141,9 @@ async def overload(serve: Served) -> list[str]:
             took.setdefault(code, []).append(loop.time() - began)
 
         with ProcessPoolExecutor(1) as pool:
-            healthy = loop.run_in_executor(pool, health, serve.urls["http"], OVERLOAD_S)
+            healthy = loop.run_in_executor(pool, health, serve.urls["http"], seconds)
             asked, waiting, began, cpu = set(), itertools.cycle(messages), loop.time(), time.process_time()
-            while loop.time() - began < OVERLOAD_S:
+            while loop.time() - began < seconds:
                 due = int((loop.time() - began) * calm * TIMES) - sum(codes.values()) - len(asked)
                 for _ in range(due):
                     task = asyncio.create_task(ask(next(waiting)))
@@ -151,9 +154,9 @@ async def overload(serve: Served) -> list[str]:
             await asyncio.gather(*asked)
             checks = await healthy
     return [
-        f"calm: {calm:.0f} battles/s in both orders; then {sum(codes.values()) / OVERLOAD_S:.0f}/s were sent for "
-        f"{OVERLOAD_S:.0f} s: {dict(codes)}",
-        f"accepted: {answered / OVERLOAD_S / calm:.2f} of the calm rate; {within(took['OK'])}",
+        f"calm: {calm:.1f} battles/s in both orders; then {sum(codes.values()) / seconds:.1f}/s were sent for "
+        f"{seconds:.0f} s: {dict(codes)}",
+        f"accepted: {answered / seconds / calm:.2f} of the calm rate; {within(took['OK'])}",
         f"refused: {within(took['UNAVAILABLE'])}",
         f"health: {within(checks)}",
         f"the sender took {cpu:.0f} s of a processor; load of the machine: {os.getloadavg()[0]:.1f}",
@@ -171,10 +174,23 @@ def within(seconds: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["cost", "overload"])
-    what = {"cost": cost, "overload": overload}[parser.parse_args().what]
-    os.environ.setdefault("PREFERENCE_SERVER_PYTHON", str(Path(".venv-server/bin/python").absolute()))
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "server.log") as serve:
-        sys.stdout.write("\n".join([*asyncio.run(what(serve)), ""]))
+    parser.add_argument("--config", default="configs/demo.toml", help="what is served")
+    parser.add_argument("--battles", type=Path, default=Path("build/demo/data/test.csv"), help="what is sent")
+    parser.add_argument(
+        "--seconds", type=float, help=f"of a round of `cost` ({ROUND_S:g}), of overload ({OVERLOAD_S:g})"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of `cost`")
+    chosen = parser.parse_args()
+    os.environ.setdefault("PREFERENCE_SERVER_PYTHON", str(ROOT / ".venv-server/bin/python"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(Path(folder) / "server.log", config=chosen.config, folder=Path.cwd()) as serve,
+    ):
+        if chosen.what == "cost":
+            found = cost(serve, chosen.battles, chosen.seconds or ROUND_S, chosen.rounds)
+        else:
+            found = overload(serve, chosen.battles, chosen.seconds or OVERLOAD_S)
+        sys.stdout.write("\n".join([*asyncio.run(found), ""]))
 
 
 if __name__ == "__main__":

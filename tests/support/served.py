@@ -63,15 +63,15 @@ class Served:
 
 
 @contextmanager
-def serving(log: Path, *options: str) -> Iterator[Served]:
-    """`preference-serve` on the demo, on free ports."""
+def serving(log: Path, *options: str, config: str = "configs/demo.toml", folder: Path = ROOT) -> Iterator[Served]:
+    """`preference-serve` on the demo, or on another configuration in its folder, on free ports."""
     command = Path(os.environ["PREFERENCE_SERVER_PYTHON"]).with_name("preference-serve")
-    line = [str(command), "configs/demo.toml", "--json", "--log-file", str(log), *options]
+    line = [str(command), config, "--json", "--log-file", str(log), *options]
     line += [f"--{service}-port=0" for service in ("grpc", "http", "metrics")]
     said = log.with_suffix(".stderr")
     with (
         said.open("w") as file,
-        subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True) as serve,
+        subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=file, text=True) as serve,
     ):
         try:
             assert serve.stdout is not None
