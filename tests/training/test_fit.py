@@ -153,6 +153,19 @@ def test_only_the_chosen_layers_get_lora_and_nothing_else_is_trained(generated):
     assert {name for name in trained if "lora" not in name} == {"base_model.model.score.modules_to_save.default.weight"}
 
 
+def test_a_head_that_starts_at_zero_finds_all_labels_equally_likely_and_is_trained(generated, tmp_path):
+    member = generated.members[0]
+    zero, random = (replace(member, training={**member.training, "zero_head": start}) for start in (True, False))
+    with quiet_transformers():
+        model = classifier(base_folder(zero), zero, recipe_of(zero), 3)
+    ids = torch.tensor([[5, 6, 7]])
+    assert (pooled_logits(model, ids, torch.ones_like(ids), "fp32") == 0).all()
+    fit(tmp_path, generated, zero, silent)
+    assert load_file(tmp_path / "adapter_model.safetensors")["base_model.model.score.weight"].abs().min() > 0
+    made_from = [adapter_stage(generated, each).made_from["recipe"] for each in (zero, random, member)]
+    assert made_from[0] != made_from[1] == made_from[2]
+
+
 def test_a_target_that_names_no_module_of_the_base_is_named(generated, capsys):
     recipe = {**generated.members[0].training, "target_modules": ["q_proj", "vproj"]}
     member = replace(generated.members[0], training=recipe)

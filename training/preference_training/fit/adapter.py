@@ -28,13 +28,16 @@ def adapter_stage(config: Config, member: Classifier) -> Stage:
         )
     on_hub = member.base_location.is_on_hub()
     base: Any = [member.base, member.revision] if on_hub else content_of(Path(member.base))
+    recipe = plain(recipe_of(member))
+    if not recipe["zero_head"]:
+        del recipe["zero_head"]  # Newer than adapters that are still up to date.
     files = {"train": train_file(config), "validation": config.data.validation}
     made_from = {
         "code": FIT_VERSION,
         "base": {"name": member.base, "content": base},
         "labels": list(config.labels),
         "reading": [plain(member.template), member.max_tokens, plain(member.truncation)],
-        "recipe": plain(recipe_of(member)),
+        "recipe": recipe,
         "battles": {part: content_of(Path(file)) for part, file in files.items() if file},
     }
     return Stage(Path(member.adapter), "adapter", made_from, versions_of("peft", "torch", "transformers"))

@@ -86,6 +86,8 @@ def classifier(folder: Path, member: Classifier, recipe: Recipe, labels: int, id
     elif recipe.gradient_checkpointing:
         base.enable_input_require_grads()
     base.score.float()
+    if recipe.zero_head:
+        torch.nn.init.zeros_(base.score.weight)
     heads = ["score"]
     if identities:
         base.identity = torch.nn.Linear(config.hidden_size, 2 * identities, bias=False, device=base.score.weight.device)
