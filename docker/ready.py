@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from preference_core.tensors import ENSEMBLE, FIELDS
+from preference_core.tensors import ENSEMBLE, FIELDS, bytes_contents
 
 PORT = 8001
 #: The first battle may find cold kernels, and releases before 25.12 do not survive that it is given up.
@@ -38,8 +38,7 @@ def main() -> None:
 def battle() -> bytes:
     """A battle as Triton's ModelInferRequest."""
     inputs = [field(1, name) + field(2, b"BYTES") + field(3, b"\1\1") for name in map(str.encode, FIELDS)]
-    text = b"Ready?"
-    texts = field(7, len(text).to_bytes(4, "little") + text) * len(FIELDS)
+    texts = field(7, bytes_contents([b"Ready?"])) * len(FIELDS)
     return field(1, ENSEMBLE.encode()) + b"".join(field(5, tensor) for tensor in inputs) + texts
 
 

@@ -1,7 +1,6 @@
 """Battles and predictions as the bytes of Triton's tensors. It knows nothing of how they travel."""
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,12 +60,12 @@ def weights_tensor(weights: Mapping[str, float] | None, members: Sequence[str]) 
 
 
 def bytes_tensor(turns: Sequence[str], field: str) -> bytes:
-    """Triton's BYTES: each element after its length as a 32-bit little-endian number."""
+    """The contents of the text tensor `field`. Raises `BattleError` for turns that are not UTF-8."""
     try:
         encoded = [turn.encode() for turn in turns]
     except UnicodeEncodeError as error:
         raise BattleError(field, f"holds a lone surrogate at character {error.start}") from error
-    return b"".join(part for turn in encoded for part in (struct.pack("<I", len(turn)), turn))
+    return tensors.bytes_contents(encoded)
 
 
 def answer_of(found: Mapping[str, bytes], ensemble: Ensemble) -> Answer:

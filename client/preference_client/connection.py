@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from preference_client.codec import Answer, Ensemble, answer_of
 from preference_client.retries import retry_delay_s
 from preference_core import tensors
+from preference_core.addresses import is_loopback
 from preference_core.ensemble.combination import NOT_FINITE
 from preference_core.errors import (
     ArtefactError,
@@ -32,7 +32,7 @@ from preference_core.errors import (
     UnavailableError,
     UserError,
 )
-from preference_core.triton.requests import INTERNAL_ERROR
+from preference_core.triton.answers import DEAD_PROCESS, INTERNAL_ERROR, OVERLOADED
 
 #: The largest message that gRPC can describe; a battle may be long.
 MAX_MESSAGE_BYTES = 2**31 - 1
@@ -66,14 +66,14 @@ _AWAY = {
     grpc.StatusCode.NOT_FOUND: ("has no available versions",),
     grpc.StatusCode.UNKNOWN: ("Stream removed",),
     # The process of a model has died: what supervises the server restarts it, or somebody does.
-    grpc.StatusCode.INTERNAL: ("RST_STREAM", "Stub process"),
+    grpc.StatusCode.INTERNAL: ("RST_STREAM", DEAD_PROCESS),
 }
 
 #: What this project's own models say when the same battle would always fail there.
 _PERMANENT = {NOT_FINITE: NonFiniteLogitsError, INTERNAL_ERROR: ScoringError}
 
 #: What a server says that works, and has too much to do: the door, and Triton's queues.
-_BUSY = ("Overloaded: ", "Exceeds maximum queue size", "Request timeout expired")
+_BUSY = (OVERLOADED, "Exceeds maximum queue size", "Request timeout expired")
 
 _UNREACHED = ("failed to connect", "backends failing", "errors resolving")
 
@@ -222,7 +222,7 @@ def _channel(url: str, tls: Tls | None) -> Any:
         # All the addresses of a name, in turn.
         ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     ]
-    if _is_loopback(url):  # gRPC sends even the loopback through the proxy of the environment.
+    if _is_local(url):  # gRPC sends even the loopback through the proxy of the environment.
         options.append(("grpc.enable_http_proxy", 0))
     if tls is None:
         return grpc.insecure_channel(url, options=options)
@@ -238,15 +238,11 @@ def _channel(url: str, tls: Tls | None) -> Any:
 
 
 def _is_proxied(url: str) -> bool:
-    return not _is_loopback(url) and any(name in os.environ for name in PROXY_VARIABLES)
+    return not _is_local(url) and any(name in os.environ for name in PROXY_VARIABLES)
 
 
-def _is_loopback(url: str) -> bool:
-    host = url.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # another name
-        return False
+def _is_local(url: str) -> bool:
+    return is_loopback(url.rpartition(":")[0].strip("[]"))
 
 
 def _bytes_of(path: Path | None) -> bytes | None:
@@ -268,8 +264,8 @@ def _describe(stub: Any, url: str, model: str, deadline_s: float) -> Ensemble:
     metadata = _asked(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model), url, deadline_s)
     return Ensemble(
         model,
-        tuple(parameters[tensors.LABELS_PARAMETER].split(",")),
-        tuple(parameters[tensors.MEMBERS_PARAMETER].split(",")),
+        tensors.names_in(parameters[tensors.LABELS_PARAMETER]),
+        tensors.names_in(parameters[tensors.MEMBERS_PARAMETER]),
         max(metadata.versions, key=int, default=""),
         parameters.get(tensors.CONTENT_PARAMETER, ""),
         parameters.get(tensors.NAME_PARAMETER, ""),

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +21,8 @@ from typing import Any, BinaryIO, Self
 from preference_client.progress import Counts
 from preference_client.rows import Failure, Outcome, Prediction, Row
 from preference_client.writers import batch_of, errors_path, failure_lines, output_format
-from preference_core.artefacts.replacement import put_in_place, through_to_disk
-from preference_core.errors import PreferenceError, SystemFailure, UserError
+from preference_core.artefacts.replacement import put_in_place, through_to_disk, written_beside
+from preference_core.errors import PreferenceError, UserError
 
 SAVE_INTERVAL_S = 2.0
 BATCH_ROWS = 1024
@@ -77,7 +76,7 @@ class Journal:
         self._digest = hashlib.sha256()
         self._busy = False
         self._then: Callable[[], object] | None = None
-        with self._writing():
+        with written_beside(self.output):
             self._journal = self._locked()
             try:
                 self._open({"the journal's format": FORMAT, **run}, resume)
@@ -145,7 +144,7 @@ class Journal:
 
     def finish(self) -> None:
         """Every row was added: output and failures take their places, and what was kept goes."""
-        with self._writing():
+        with written_beside(self.output):
             if not self._mark.complete:
                 self._save()
                 if self._format.complete:
@@ -235,7 +234,7 @@ class Journal:
 
     def _grow(self, path: Path, data: bytes) -> None:
         """Writes `data` behind what is known to be whole: a run that was stopped may have left a part of something."""
-        with self._writing(), path.open("ab") as file:
+        with written_beside(self.output), path.open("ab") as file:
             file.truncate(self._sizes[path])
             file.write(data)
         self._sizes[path] += len(data)
@@ -245,7 +244,7 @@ class Journal:
         try:
             self._write()
         finally:
-            with self._writing():
+            with written_beside(self.output):
                 for path in filter(Path.exists, self._sizes):
                     through_to_disk(path)
                 self._append(self._reached)
@@ -263,15 +262,6 @@ class Journal:
 
     def _remove(self) -> None:
         shutil.rmtree(self._folder)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise SystemFailure(
-                f"`{self.output}` cannot be written: {error}", hint="What was there before is unchanged."
-            ) from error
 
 
 def _check_same(output: Path, kept: Mapping[str, Any], run: Mapping[str, Any]) -> None:

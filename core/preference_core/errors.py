@@ -164,6 +164,11 @@ def escape_control_characters(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str, characters: int = 60) -> str:
+    """At most so many characters of `text`, for messages: `...` stands for what was cut."""
+    return text if len(text) <= characters else f"{text[: characters - 3]}..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence naming what `name` was probably meant to be, else what is known."""
     known = sorted(known)

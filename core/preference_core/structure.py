@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from preference_core.errors import ConfigError, UserError, nearest
+from preference_core.errors import ConfigError, UserError, nearest, shortened
 
 T = TypeVar("T")
 
@@ -121,5 +121,4 @@ def _at(where: str) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
-    return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+    return f"`{shortened(repr(value))}`"

@@ -4,6 +4,7 @@ Shapes leave out the batch dimension, as Triton's configuration does; -1 is a le
 One request is one battle, so the batch dimension of every ensemble request is 1.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 TOKENIZE = "tokenize"
@@ -13,7 +14,7 @@ ENSEMBLE = "preference_ensemble"
 ENSEMBLE_SYMMETRIC = "preference_ensemble_symmetric"
 RESERVED_MODEL_NAMES = frozenset({TOKENIZE, COMBINE, COMBINE_SYMMETRIC, ENSEMBLE, ENSEMBLE_SYMMETRIC})
 
-#: Parameters in the Triton configuration of every model of the ensemble: names in order, joined by commas.
+#: Parameters in the Triton configuration of every model of the ensemble: `joined` names, in order.
 MEMBERS_PARAMETER = "members"
 LABELS_PARAMETER = "labels"
 #: Parameters of the ensembles in an assembled repository: the configuration's name, the fingerprint of all its files.
@@ -29,6 +30,16 @@ FIELDS = ("prompt", "response_a", "response_b")
 ORDERS = ("ab", "ba")
 
 
+def joined(names: Iterable[str]) -> str:
+    """Names as the value of a parameter."""
+    return ",".join(names)
+
+
+def names_in(value: str) -> tuple[str, ...]:
+    """The names in the value of a parameter, in order."""
+    return tuple(value.split(","))
+
+
 def release(name: str, version: object, content: str) -> str:
     """Which ensemble is served, as people read it: the fingerprint by its first digits."""
     return f"{name} version {version}" + (f" (content {content[:12]})" if content else "")
@@ -42,6 +53,15 @@ class Tensor:
     dtype: str
     dims: tuple[int, ...]
     optional: bool = False
+
+
+#: Bytes of the length, a little-endian number, before each text of a BYTES tensor.
+LENGTH_BYTES = 4
+
+
+def bytes_contents(texts: Iterable[bytes]) -> bytes:
+    """The contents of a BYTES tensor: each text after its length."""
+    return b"".join(part for text in texts for part in (len(text).to_bytes(LENGTH_BYTES, "little"), text))
 
 
 # What a client sends: the turns of each field as UTF-8, and, if wished, weights that override the configured ones.

@@ -19,13 +19,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from preference_core.addresses import is_loopback
 from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.ensemble.loading import load_config
 from preference_core.errors import UserError, escape_control_characters
 from preference_embedded.door.tls import ServerTls
 from preference_embedded.guarded import Served, door_options, server_for
 from preference_embedded.launcher import PYTHON_VARIABLE, Options
-from preference_embedded.ports import is_loopback
 from preference_embedded.server_log import LogLevel
 from preference_embedded.supervisor import supervise
 

@@ -88,8 +88,7 @@ class GuardedServer:
 
     def _attach(self) -> None:
         server = self._server
-        urls = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url}
-        self._door.attach(urls, ensembles_of(server.models), self._options.start_timeout_s)
+        self._door.attach(server.urls, ensembles_of(server.models), self._options.start_timeout_s)
 
 
 #: A server with or without a door in front.

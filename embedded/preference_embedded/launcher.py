@@ -22,10 +22,10 @@ from typing import Self
 from preference_core.artefacts import manifest
 from preference_core.artefacts.contents import seal_of
 from preference_core.errors import ServerError
+from preference_core.triton.answers import DEAD_PROCESS
 from preference_embedded import machine, ports, processes, server_log
 from preference_embedded.machine import MIB, Machine
 from preference_embedded.repository import ServedModel, models_of, release_of
-from preference_embedded.server_log import DEAD_PROCESS
 
 POLL_INTERVAL_S = 0.02
 #: The bundled release sometimes crashes while it loads models, and serves at the next try.

@@ -4,7 +4,6 @@ Knows nothing of what is served on them.
 """
 
 import errno
-import ipaddress
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,14 +11,6 @@ from pathlib import Path
 from preference_core.errors import ServerError
 
 LISTENING = "0A"
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach `address`."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def url(address: str, port: int) -> str:

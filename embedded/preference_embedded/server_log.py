@@ -22,9 +22,6 @@ HARMLESS = (
     "DCGM unable to start",
 )
 
-#: In what the server says, then or later, of a model whose process has died.
-DEAD_PROCESS = "Stub process"
-
 _ENTRY = re.compile(r'([IWEFV])\d{4} [\d:.]+ \d+ \S+:\d+\] (?:"(.*)"|(.*))$')
 _LEVELS: dict[str, LogLevel] = {"E": "error", "F": "error", "W": "warning", "I": "info", "V": "verbose"}
 _ORDER: tuple[LogLevel, ...] = ("error", "warning", "info", "verbose")

@@ -14,18 +14,18 @@ from typing import Any
 
 from preference_core.battles.template import PRESETS
 from preference_core.battles.tokenisation import TOKENIZER_FILE
-from preference_core.ensemble.locations import is_hub_id, read_json
-from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, settings_of_checkpoint
+from preference_core.ensemble.locations import HEAD, is_hub_id, read_json
+from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, has_tokenizer, settings_of_checkpoint
 from preference_core.ensemble.published import BASES
 from preference_core.ensemble.settings import LABELS_THREE_WAY, Classifier, Config
 from preference_core.ensemble.special_tokens import template_for, voices_of
 from preference_core.errors import ArtefactError, ConfigError, UserError
 from preference_core.structure import structure
 from preference_core.tensors import RESERVED_MODEL_NAMES
-from preference_export.checkpoint.adapter import HEAD, check_folder
+from preference_export.checkpoint.adapter import check_folder
 from preference_export.checkpoint.adapter_names import CONFIG, brought_by
 from preference_export.checkpoint.files import TensorFiles
-from preference_export.checkpoint.head_labels import names_of
+from preference_export.checkpoint.head_labels import are_given, names_of
 
 FILL_IN = "FILL IN"
 #: Where nothing says how long the texts of training were.
@@ -84,10 +84,7 @@ class Found:
     @property
     def tokenizer(self) -> Path | None:
         """The folder whose tokenizer will be exported."""
-        for folder in (self.adapter, self.folder):
-            if folder and all((folder / name).is_file() for name in (TOKENIZER_FILE, TOKENIZER_SETTINGS)):
-                return folder
-        return None
+        return next((folder for folder in (self.adapter, self.folder) if folder and has_tokenizer(folder)), None)
 
 
 def write_config(config: Path, adapters: Sequence[str], bases: Sequence[str], sample: Path | None) -> list[str]:
@@ -185,7 +182,7 @@ def _base(name: str, revision: Any) -> tuple[Path | None, str | None, dict[str, 
 
 def _named_labels(settings: dict[str, Any], folder: Path) -> tuple[str, ...]:
     names = tuple(names_of(settings.get("id2label"), folder / "config.json"))
-    return () if names == tuple(f"LABEL_{index}" for index in range(len(names))) else names
+    return names if are_given(names) else ()
 
 
 def _labels(page: Page, found: Sequence[Found]) -> tuple[str, ...]:

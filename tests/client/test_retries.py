@@ -20,7 +20,7 @@ from preference_core.errors import (
     UnavailableError,
     UserError,
 )
-from preference_core.triton.requests import INTERNAL_ERROR
+from preference_core.triton.answers import INTERNAL_ERROR
 
 pytestmark = pytest.mark.slow
 

@@ -34,11 +34,3 @@ def test_one_port_cannot_have_two_services() -> None:
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ServerError, match=r"Port 0 for grpc cannot be opened on `192.0.2.1`"):
         ports.resolve("192.0.2.1", {"grpc": 0})
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("example.org", False)],
-)
-def test_only_loopback_addresses_stay_on_this_machine(address: str, expected: bool) -> None:
-    assert ports.is_loopback(address) is expected

@@ -28,6 +28,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from preference_core.ensemble.loading import load_config
+from preference_core.quiet_libraries import quiet_transformers
 from preference_export.app import app
 from preference_export.checkpoint.adapter import read_adapter
 from preference_export.checkpoint.architecture import architecture_of, hugging_face_config
@@ -42,7 +43,7 @@ from preference_export.graph.write import (
     graph_of,
     linear_modules,
 )
-from preference_export.original.whole import Reference, quiet_loading
+from preference_export.original.whole import Reference
 
 VOCABULARY = 300
 LABELS = 3
@@ -126,14 +127,14 @@ class Maker:
         generator = torch.Generator().manual_seed(1)
         for parameter in model.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-        with quiet_loading():
+        with quiet_transformers():
             model.to(dtype).save_pretrained(folder, **saving)
         return folder
 
     def adapter(self, folder, base, labels=LABELS, task=TaskType.SEQ_CLS, change=lambda model: None, **lora):
         """An adapter with a head, all of it random, saved by PEFT for a classifier that `change` altered first."""
         settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **lora}
-        with quiet_loading():
+        with quiet_transformers():
             model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, dtype=torch.float32)
             change(model)
             peft_model = get_peft_model(model, LoraConfig(task_type=task, **settings))
@@ -156,7 +157,7 @@ class Maker:
 
     def merged_by_peft(self, base, adapter, labels=LABELS):
         """What PEFT's `merge_and_unload` makes of the same files, in float32."""
-        with quiet_loading():
+        with quiet_transformers():
             model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, dtype=torch.float32)
             return dict(PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict())
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from typer.testing import CliRunner
 
 from preference_core.errors import CheckpointError
+from preference_core.quiet_libraries import quiet_transformers
 from preference_export.app import app
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.original.layered import LayeredReference
-from preference_export.original.whole import Reference, quiet_loading
+from preference_export.original.whole import Reference
 
 SEQUENCES = [np.random.default_rng(0).integers(3, 300, length).astype(np.int32) for length in (20, 5)]
 WRAPPED = [
@@ -98,7 +99,7 @@ def with_added_tokens(project, **lora):
     rows = json.loads((base / "config.json").read_text())["vocab_size"]
     tokenizer.add_tokens([f"<unused{number}>" for number in range(rows - len(tokenizer))])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>"]})
-    with quiet_loading():
+    with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     settings = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, target_modules=["q_proj"], **lora)
@@ -120,7 +121,7 @@ def test_an_embedding_that_training_resized_is_exported_with_its_tokens(project,
     assert exported.token_to_id("<b>") == rows - 1
     sequence = [np.asarray([5, rows - 2, rows - 1, 7], dtype=np.int32)]
     project.run("merge")
-    with quiet_loading():
+    with quiet_transformers():
         base = AutoModelForSequenceClassification.from_pretrained("base", num_labels=3, dtype=torch.float32)
         base.resize_token_embeddings(rows, mean_resizing=False)
         expected = PeftModel.from_pretrained(base, "adapter")(torch.from_numpy(sequence[0]).long()[None]).logits

@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
+from preference_core.quiet_libraries import quiet_transformers
 from preference_export.app import app
-from preference_export.original.whole import quiet_loading
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ class Script:
     def __init__(self, project, **changes):
         self.__dict__.update(changes)
         self.tokenizer = AutoTokenizer.from_pretrained(project.folder / "base", truncation_side=self.side)
-        with quiet_loading():
+        with quiet_transformers():
             base = AutoModelForSequenceClassification.from_pretrained(
                 project.folder / "base", num_labels=3, dtype=torch.float32, attn_implementation="eager"
             )

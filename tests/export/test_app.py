@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from preference_core.artefacts.manifest import read_manifest, verify
 from preference_core.errors import Interrupted
+from preference_core.quiet_libraries import quiet_transformers
 from preference_export import stages
 from preference_export.app import app, main
-from preference_export.original.whole import quiet_loading
 
 
 def test_results_go_to_stdout_one_line_each(project):
@@ -92,7 +92,7 @@ def test_folds_merged_into_a_rounded_base_keep_the_numbers_of_their_original(mak
 
 def test_merge_writes_a_checkpoint_that_transformers_loads(project):
     (result,) = project.run("merge")["results"]
-    with quiet_loading():
+    with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(project.folder / result["folder"])
     assert model.config.label2id == {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 2}
     assert (project.folder / result["folder"] / "tokenizer.json").exists()

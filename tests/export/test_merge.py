@@ -8,10 +8,10 @@ from architectures import ARCHITECTURES
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from preference_core.errors import CheckpointError
+from preference_core.quiet_libraries import quiet_transformers
 from preference_export.checkpoint import files as checkpoint
 from preference_export.checkpoint.merge import HeadError
 from preference_export.checkpoint.write import write_checkpoint
-from preference_export.original.whole import quiet_loading
 
 VARIANTS = {
     "an embedding": {"target_modules": ["q_proj", "embed_tokens"]},
@@ -49,7 +49,7 @@ def make_headed(base, adapter):
     """The base with some head, so that it can be read without its adapter."""
     folder = adapter.parent / "headed"
     if not folder.exists():
-        with quiet_loading():
+        with quiet_transformers():
             model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32)
             model.save_pretrained(folder)
     return folder
@@ -91,7 +91,7 @@ def test_bases_in_bfloat16_and_in_shards_merge_as_in_peft(make, tmp_path, archit
 
 def test_a_base_saved_without_any_head_is_read_too(make, tmp_path):
     whole = make.base(tmp_path / "whole", "llama")
-    with quiet_loading():
+    with quiet_transformers():
         AutoModel.from_pretrained(whole, dtype=torch.float32).save_pretrained(tmp_path / "base")
     assert_equal_to_peft(make, tmp_path / "base", make.adapter(tmp_path / "adapter", whole))
 
@@ -174,7 +174,7 @@ def test_the_merged_checkpoint_loads_in_transformers(make, tmp_path, architectur
         target, base, base, make.weights(base, adapter), labels, torch.float32, shard_bytes=shard_bytes
     )
     assert (len(files) == 1) == (shard_bytes == 10**9)
-    with quiet_loading():
+    with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(target)
     assert type(model).__name__ == CLASSES[architecture]
     assert tuple(model.config.id2label.values()) == labels

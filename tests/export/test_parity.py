@@ -17,13 +17,14 @@ from preference_core.artefacts.manifest import read_manifest, write_manifest
 from preference_core.battles.encoders import encoder_from_folder
 from preference_core.ensemble.settings import ParityLimits
 from preference_core.errors import ArtefactError, ConfigError, ParityError, SystemFailure
+from preference_core.quiet_libraries import quiet_transformers
 from preference_export.artefacts.names import DATA_FILE
 from preference_export.engine.runtimes import CUDA_PROVIDER
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import compare, exceeded, limits_of, measure
 from preference_export.gate.scan import scan
 from preference_export.original.sample import read_sample
-from preference_export.original.whole import Reference, quiet_loading
+from preference_export.original.whole import Reference
 
 REFERENCE = np.array([[2.0, 0.0, -1.0], [0.0, 0.1, 0.0]], dtype=np.float32)
 
@@ -110,7 +111,7 @@ def test_the_reference_pools_the_last_token_even_where_it_is_the_pad_token(make,
     """Hugging Face skips trailing pad tokens, which are part of the text where pad = eos and a user wrote `<eos>`."""
     base = make.base(tmp_path / "base", "llama", head=True)
     ids = np.array([5, 9, 11, 2, 2], dtype=np.int32)
-    with quiet_loading():
+    with quiet_transformers():
         original = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32).eval()
     assert original.config.pad_token_id == 2
     with torch.inference_mode():

@@ -20,9 +20,9 @@ from preference_core.battles.encoders import encoder_from_folder
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.member_tokenizer import tokenizer_of_checkpoint
 from preference_core.ensemble.settings import Classifier
+from preference_core.quiet_libraries import quiet_transformers
 from preference_export.app import app
 from preference_export.gate.onnx_classifier import OnnxClassifier
-from preference_export.original.whole import quiet_loading
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ class Script:
 
     @torch.inference_mode()
     def logits(self, base, adapter, battles):
-        with quiet_loading():
+        with quiet_transformers():
             plain = AutoModelForSequenceClassification.from_pretrained(
                 base, num_labels=3, dtype=torch.float32, attn_implementation="eager"
             )
@@ -106,7 +106,7 @@ class Script:
 
 def write_adapter(folder, base):
     """LoRA on every linear layer, small beside the weights, and a head; all of it random."""
-    with quiet_loading():
+    with quiet_transformers():
         plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32)
     settings = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules="all-linear")
     model = get_peft_model(plain, settings)

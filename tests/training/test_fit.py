@@ -14,13 +14,13 @@ from transformers import AutoModelForSequenceClassification
 from preference_core.battles.battle import Battle
 from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.errors import ArtefactError, CheckpointError, ConfigError, SystemFailure, UserError
+from preference_core.quiet_libraries import quiet_transformers
 from preference_training.battles.rows import read_labelled
 from preference_training.evaluation.predict import adapter_folder
 from preference_training.fit.adapter import adapter_stage
 from preference_training.fit.base_shape import shape_of
 from preference_training.fit.encoding import collate, encode, tokenizer_of
 from preference_training.fit.model import base_folder, check_machine, classifier, pooled_logits
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import Recipe, recipe_of
 from preference_training.fit.trainer import MemberTrainer, fit
 from preference_training.synthetic.write import COLUMNS

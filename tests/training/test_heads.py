@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from preference_core.errors import UserError
 from preference_core.files.rows import read_rows
+from preference_core.quiet_libraries import quiet_transformers
 from preference_training.battles.identities import read_identities
 from preference_training.battles.rows import read_labelled
 from preference_training.fit.battle_order import EpochSampler, TrainingBattles
 from preference_training.fit.encoding import add_identities, collate, encode, tokenizer_of
 from preference_training.fit.model import base_folder, classifier, identity_logits, pooled_states, preference_logits
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import Recipe, recipe_of
 from preference_training.fit.trainer import MemberTrainer, fit
 

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP
 
+from preference_core.quiet_libraries import quiet_transformers
 from preference_training.battles.rows import read_labelled
 from preference_training.fit.encoding import collate, encode, tokenizer_of
 from preference_training.fit.model import base_folder, classifier
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import Recipe
 from preference_training.fit.trainer import MemberTrainer, fit
 

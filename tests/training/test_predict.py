@@ -20,13 +20,13 @@ from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.errors import ArtefactError, CheckpointError, UserError
+from preference_core.quiet_libraries import quiet_transformers
 from preference_training.app import app
 from preference_training.battles.rows import read_battles
 from preference_training.evaluation.predict import predict
 from preference_training.evaluation.predictions import read_predictions
 from preference_training.fit.encoding import tokenizer_of
 from preference_training.fit.model import classifier
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import recipe_of
 from preference_training.synthetic.tiny import TinyBase, write_base
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from preference_core.errors import Interrupted, SystemFailure
+from preference_core.quiet_libraries import quiet_transformers
 from preference_training.fit.adapter import adapter_stage
 from preference_training.fit.checkpoints import last_checkpoint
 from preference_training.fit.model import base_folder, classifier
 from preference_training.fit.parallel import fit_members
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import Recipe
 from preference_training.fit.trainer import fit
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from preference_core.battles.battle import battle_from_turns
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError
+from preference_core.quiet_libraries import quiet_transformers
 from preference_training.fit.encoding import tokenizer_of
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.synthetic.battles import generate
 from preference_training.synthetic.generate import rendered
 from preference_training.synthetic.tiny import TinyBase, write_base

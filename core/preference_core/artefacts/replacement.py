@@ -31,14 +31,22 @@ def replaced_file(path: Path, part: Path | None = None) -> Iterator[Path]:
     """
     part = part or unfinished(path)
     try:
-        yield part
-        put_in_place(part, path.resolve())
+        with written_beside(path):
+            yield part
+            put_in_place(part, path.resolve())
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[None]:
+    """Inside, what will become `path` is written: a file system that fails is a `SystemFailure`."""
+    try:
+        yield
     except OSError as error:
         raise SystemFailure(
             f"`{path}` cannot be written: {error}", hint="What was there before is unchanged."
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def put_in_place(part: Path, path: Path) -> None:

@@ -290,17 +290,23 @@ class BattleTokenizer:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`; `ArtefactError` when it is missing or cannot be read."""
+    """The tokenizer of a `tokenizer.json`, without the padding and truncation that training may have left in it.
+
+    Raises `ArtefactError` when it is missing or cannot be read.
+    """
     if not path.is_file():
         raise ArtefactError(
             f"`{path.parent}` has no {path.name}",
             hint="Save it with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`.",
         )
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain exceptions
         hint = pull_hint(path) or "Fetch or save it again."
         raise ArtefactError(f"`{path}` cannot be read: {error}", hint) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def write_tokenisation(folder: Path, checkpoint: Path, settings: TokenisationSettings) -> None:

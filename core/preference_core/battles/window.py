@@ -68,12 +68,10 @@ class Encoded:
 
 
 class Window:
-    """A tokenizer without special tokens, truncation or padding of its own."""
+    """A tokenizer without special tokens; `read_tokenizer` leaves it no truncation or padding either."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         own = Tokenizer.from_str(tokenizer.to_str())
-        own.no_truncation()
-        own.no_padding()
         # Special tokens are added by the template, and byte-level post-processors would trim spaces off the offsets.
         own.post_processor = None
         self._tokenizer = own

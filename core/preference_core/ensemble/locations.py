@@ -15,6 +15,9 @@ from preference_core.errors import CheckpointError, SystemFailure
 
 #: What is fetched: no pickled weights, no code.
 DOWNLOADED = ("*.json", "*.safetensors")
+#: What PEFT calls the file of an adapter's weights, and Transformers the tensor of a classifier's head.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HEAD = "score.weight"
 #: What writes the folder, by role.
 WRITTEN_BY = {
     "base": "`preference-train generate CONFIG` writes tiny bases, `fit` length buckets. ",

@@ -12,6 +12,11 @@ from preference_core.ensemble.settings import Classifier
 TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 
+def has_tokenizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint brings a tokenizer with its settings."""
+    return all((checkpoint / name).is_file() for name in (TOKENIZER_FILE, TOKENIZER_SETTINGS))
+
+
 def tokenizer_of_checkpoint(checkpoint: Path, member: Classifier) -> BattleTokenizer:
     """The tokenizer that serving will use for `member`, whose checkpoint's tokenizer is in the folder `checkpoint`."""
     return BattleTokenizer(read_tokenizer(checkpoint / TOKENIZER_FILE), settings_of_checkpoint(checkpoint, member))

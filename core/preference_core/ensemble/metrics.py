@@ -76,6 +76,11 @@ def swap_consistency(original: npt.ArrayLike, swapped_back: npt.ArrayLike) -> di
     }
 
 
+def is_labelled(row: Mapping[str, Any], labels: Sequence[str]) -> bool:
+    """Whether a data row has the columns that `target_of_row` reads."""
+    return "winner" in row or all(label in row for label in labels)
+
+
 def target_of_row(row: Mapping[str, Any], labels: Sequence[str]) -> int:
     """Index of the label of a data row: one-hot label columns, or a `winner` column that names the label or its end."""
     if all(label in row for label in labels):

@@ -3,7 +3,7 @@
 Training with one and serving with the other gives plausible wrong scores. It compares; it changes no tokenizer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,15 +31,16 @@ def around_of_template(settings: TokenisationSettings) -> Around:
     return Around(_those(settings.bos_token, template.add_bos), _those(settings.eos_token, template.add_eos))
 
 
+def around_by_mask(tokens: Sequence[str], mask: Sequence[int]) -> Around:
+    """What stands round the text in `tokens`, of which `mask` is 0 where they are the text's own."""
+    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+    return Around(tuple(tokens[:first]), tuple(tokens[last:]))
+
+
 def voices_of(checkpoint: Path, settings: TokenisationSettings) -> dict[str, Around]:
     """What the files of a checkpoint say: the post-processor of its tokenizer, and the flags of its configuration."""
-    tokenizer = read_tokenizer(checkpoint / TOKENIZER_FILE)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    encoding = tokenizer.encode("a")
-    mask: list[int] = encoding.special_tokens_mask
-    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
-    built_in = Around(tuple(encoding.tokens[:first]), tuple(encoding.tokens[last:]))
+    encoding = read_tokenizer(checkpoint / TOKENIZER_FILE).encode("a")
+    built_in = around_by_mask(encoding.tokens, encoding.special_tokens_mask)
     voices = {f"`post_processor` in {TOKENIZER_FILE}": built_in}
     table = tokenizer_table(checkpoint) if (checkpoint / TOKENIZER_SETTINGS).is_file() else {}
     flags = {key: table[key] for key in ("add_bos_token", "add_eos_token") if isinstance(table.get(key), bool)}

@@ -14,12 +14,11 @@ import numpy.typing as npt
 from preference_core.artefacts.manifest import REPOSITORY, verify
 from preference_core.battles.battle import Battle, battle_from_turns
 from preference_core.errors import BattleError, PreferenceError, UserError
-from preference_core.tensors import BATTLE_INPUTS, LABELS_PARAMETER, MEMBERS_PARAMETER
+from preference_core.tensors import BATTLE_INPUTS, LABELS_PARAMETER, MEMBERS_PARAMETER, names_in
+from preference_core.triton.answers import INTERNAL_ERROR
 
 #: In the `details` of a repository's manifest: members that were never compared with their original model.
 UNCHECKED = "unchecked"
-#: How a defect of these models begins to speak: the same battle would meet it again.
-INTERNAL_ERROR = "internal error: "
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,12 @@ class ModelContext:
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the ensemble's members, in order."""
-        return tuple(self.parameters[MEMBERS_PARAMETER].split(","))
+        return names_in(self.parameters[MEMBERS_PARAMETER])
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The ensemble's labels, in order."""
-        return tuple(self.parameters[LABELS_PARAMETER].split(","))
+        return names_in(self.parameters[LABELS_PARAMETER])
 
 
 def model_context(args: Mapping[str, str]) -> ModelContext:

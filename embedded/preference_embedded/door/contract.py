@@ -14,17 +14,15 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from preference_core import tensors
-from preference_core.errors import nearest
+from preference_core.errors import nearest, shortened
 
 #: Of a request's id, which the server writes into its log.
 MAX_ID_CHARACTERS = 128
-MAX_SHOWN_CHARACTERS = 60
 #: Of everything in a request but raw contents: parsing takes a hundred times the memory of tiny parts.
 MAX_STRUCTURE_BYTES = 2**20
 MAX_PARTS = 64
 RAW_CONTENTS = service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 LENGTH_DELIMITED = 2
-LENGTH_BYTES = 4
 FP32_BYTES = 4
 
 
@@ -95,19 +93,19 @@ def parsed(data: bytes) -> Any:
         length, position = _varint(data, position)
         position += length
         if key & 7 != LENGTH_DELIMITED or position > len(data):
-            raise _invalid("The message is not a ModelInferRequest")
+            raise invalid("The message is not a ModelInferRequest")
         parts += 1
         if key >> 3 != RAW_CONTENTS:
             structure_bytes += position - start
         if parts > MAX_PARTS or structure_bytes > MAX_STRUCTURE_BYTES:
-            raise _invalid(
+            raise invalid(
                 f"The message has more than {MAX_PARTS} parts, or {MAX_STRUCTURE_BYTES} bytes outside of "
                 "`raw_input_contents`"
             )
     try:
         return service_pb2.ModelInferRequest.FromString(data)
     except DecodeError as error:
-        raise _invalid("The message is not a ModelInferRequest") from error
+        raise invalid("The message is not a ModelInferRequest") from error
 
 
 def checked(request: Any, ensembles: Mapping[str, Ensemble], limits: Limits) -> Any:
@@ -119,7 +117,7 @@ def checked(request: Any, ensembles: Mapping[str, Ensemble], limits: Limits) -> 
     contents = _contents_of(request, ensemble)
     for name in (tensor.name for tensor in tensors.BATTLE_INPUTS):
         if name not in contents:
-            raise _invalid(f"Tensor `{name}` is missing")
+            raise invalid(f"Tensor `{name}` is missing")
     text_bytes = 0
     for name, (tensor, data) in contents.items():
         if ensemble.inputs[name].dtype == "BYTES":
@@ -130,7 +128,7 @@ def checked(request: Any, ensembles: Mapping[str, Ensemble], limits: Limits) -> 
         clean.inputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
         clean.raw_input_contents.append(data)
     if text_bytes > limits.max_text_bytes:
-        raise _invalid(
+        raise invalid(
             f"The battle's texts have {text_bytes} bytes, the limit is {limits.max_text_bytes} "
             "(`serving.max_text_bytes`)"
         )
@@ -141,8 +139,8 @@ def checked(request: Any, ensembles: Mapping[str, Ensemble], limits: Limits) -> 
 
 def shown(value: str) -> str:
     """What a client sent, short and without control characters, for messages and logs."""
-    text = value if len(value) <= MAX_SHOWN_CHARACTERS else value[: MAX_SHOWN_CHARACTERS - 3] + "..."
-    return "`" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + "`"
+    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in shortened(value))
+    return f"`{''.join(printable)}`"
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
@@ -155,37 +153,37 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         shift += 7
         if byte < 0x80:
             return value, position
-    raise _invalid("The message is not a ModelInferRequest")
+    raise invalid("The message is not a ModelInferRequest")
 
 
 def _checked_id(value: str) -> str:
     if len(value) > MAX_ID_CHARACTERS or not value.isprintable():
-        raise _invalid(f"The request's id is {shown(value)}, expected at most {MAX_ID_CHARACTERS} printable characters")
+        raise invalid(f"The request's id is {shown(value)}, expected at most {MAX_ID_CHARACTERS} printable characters")
     return value
 
 
 def _no_parameters(parameters: Mapping[str, Any], where: str) -> None:
     for name in parameters:
-        raise _invalid(f"The {where} has the parameter {shown(name)}, and parameters are not accepted")
+        raise invalid(f"The {where} has the parameter {shown(name)}, and parameters are not accepted")
 
 
 def _contents_of(request: Any, ensemble: Ensemble) -> dict[str, tuple[Any, bytes]]:
     """Every input of a request with its bytes, by name; names and dtypes are those of the ensemble."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
-        raise _invalid(f"The request has {len(request.inputs)} inputs and contents for {len(raw)}")
+        raise invalid(f"The request has {len(request.inputs)} inputs and contents for {len(raw)}")
     contents: dict[str, tuple[Any, bytes]] = {}
     for index, tensor in enumerate(request.inputs):
         expected = ensemble.inputs.get(tensor.name)
         if expected is None:
-            raise _invalid(f"`{ensemble.name}` has no input {shown(tensor.name)}. {nearest('', ensemble.inputs)}")
+            raise invalid(f"`{ensemble.name}` has no input {shown(tensor.name)}. {nearest('', ensemble.inputs)}")
         if tensor.name in contents:
-            raise _invalid(f"Tensor `{tensor.name}` is given twice")
+            raise invalid(f"Tensor `{tensor.name}` is given twice")
         if tensor.datatype != expected.dtype:
-            raise _invalid(f"Tensor `{tensor.name}` is {shown(tensor.datatype)}, expected {expected.dtype}")
+            raise invalid(f"Tensor `{tensor.name}` is {shown(tensor.datatype)}, expected {expected.dtype}")
         _no_parameters(tensor.parameters, f"tensor `{tensor.name}`")
         if raw and tensor.HasField("contents"):
-            raise _invalid(f"Tensor `{tensor.name}` has contents in two places")
+            raise invalid(f"Tensor `{tensor.name}` has contents in two places")
         contents[tensor.name] = (tensor, raw[index] if raw else _typed_contents(tensor))
     return contents
 
@@ -195,17 +193,16 @@ def _typed_contents(tensor: Any) -> bytes:
     if tensor.datatype == "FP32":
         values = tensor.contents.fp32_contents
         return struct.pack(f"<{len(values)}f", *values)
-    parts = (part for text in tensor.contents.bytes_contents for part in (len(text).to_bytes(4, "little"), text))
-    return b"".join(parts)
+    return tensors.bytes_contents(tensor.contents.bytes_contents)
 
 
 def _turns(tensor: Any, limits: Limits) -> int:
     """The number of turns in a text tensor, which must be `[1, turns]`."""
     shape = list(tensor.shape)
     if len(shape) != 2 or shape[0] != 1 or shape[1] < 0:
-        raise _invalid(f"Tensor `{tensor.name}` has shape {_shape(shape)}, expected [1, turns]: one battle per request")
+        raise invalid(f"Tensor `{tensor.name}` has shape {_shape(shape)}, expected [1, turns]: one battle per request")
     if shape[1] > limits.max_turns:
-        raise _invalid(
+        raise invalid(
             f"Tensor `{tensor.name}` has {shape[1]} turns, the limit is {limits.max_turns} (`serving.max_turns`)"
         )
     return int(shape[1])
@@ -215,21 +212,21 @@ def _text_bytes(data: bytes, turns: int, name: str) -> int:
     """Bytes of the texts in `data`: each after its length, as many as there are turns, and nothing else."""
     position = 0
     for turn in range(turns):
-        start = position + LENGTH_BYTES
+        start = position + tensors.LENGTH_BYTES
         position = start + int.from_bytes(data[position:start], "little")
         if start > len(data) or position > len(data):
-            raise _invalid(f"Tensor `{name}` ends within turn {turn} of {turns}: it has {len(data)} bytes")
+            raise invalid(f"Tensor `{name}` ends within turn {turn} of {turns}: it has {len(data)} bytes")
     if position != len(data):
-        raise _invalid(f"Tensor `{name}` has {len(data)} bytes, its {turns} turns take {position}")
-    return position - LENGTH_BYTES * turns
+        raise invalid(f"Tensor `{name}` has {len(data)} bytes, its {turns} turns take {position}")
+    return position - tensors.LENGTH_BYTES * turns
 
 
 def _check_weights(tensor: Any, data: bytes, ensemble: Ensemble) -> None:
     shape = list(tensor.shape)
     if shape != [1, ensemble.members]:
-        raise _invalid(f"Tensor `{tensor.name}` has shape {_shape(shape)}, expected [1, {ensemble.members}]")
+        raise invalid(f"Tensor `{tensor.name}` has shape {_shape(shape)}, expected [1, {ensemble.members}]")
     if len(data) != FP32_BYTES * ensemble.members:
-        raise _invalid(f"Tensor `{tensor.name}` has {len(data)} bytes, expected {FP32_BYTES * ensemble.members}")
+        raise invalid(f"Tensor `{tensor.name}` has {len(data)} bytes, expected {FP32_BYTES * ensemble.members}")
 
 
 def _outputs_of(request: Any, ensemble: Ensemble) -> list[str]:
@@ -237,9 +234,9 @@ def _outputs_of(request: Any, ensemble: Ensemble) -> list[str]:
     for output in request.outputs:
         _no_parameters(output.parameters, f"output {shown(output.name)}")
         if output.name not in ensemble.outputs:
-            raise _invalid(f"`{ensemble.name}` has no output {shown(output.name)}. {nearest('', ensemble.outputs)}")
+            raise invalid(f"`{ensemble.name}` has no output {shown(output.name)}. {nearest('', ensemble.outputs)}")
         if output.name in names:
-            raise _invalid(f"Output `{output.name}` is asked for twice")
+            raise invalid(f"Output `{output.name}` is asked for twice")
         names.append(output.name)
     return names
 
@@ -248,5 +245,6 @@ def _shape(shape: list[int]) -> str:
     return str(shape) if len(shape) <= 8 else f"of {len(shape)} dimensions"
 
 
-def _invalid(message: str) -> Refused:
+def invalid(message: str) -> Refused:
+    """A request that no other server would take either."""
     return Refused(Reason.INVALID_ARGUMENT, message)

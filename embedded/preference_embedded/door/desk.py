@@ -9,10 +9,10 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 
+from preference_core.triton.answers import DEAD_PROCESS, OVERLOADED
 from preference_embedded.door.admission import Admission
 from preference_embedded.door.contract import Limits, Reason, Refused, checked, ensemble_named, parsed
 from preference_embedded.door.upstream import Upstream
-from preference_embedded.server_log import DEAD_PROCESS
 
 
 class UpstreamError(Exception):
@@ -52,7 +52,7 @@ class Desk:
         if not self.admission.enter():
             raise Refused(
                 Reason.UNAVAILABLE,
-                f"Overloaded: {self.admission.under_way} battles are under way, as many as are answered within "
+                f"{OVERLOADED}{self.admission.under_way} battles are under way, as many as are answered within "
                 f"{self.admission.goal_s:g} s (`serving.latency_goal_milliseconds`)",
             )
         try:

@@ -11,7 +11,8 @@ from typing import Any
 from google.protobuf.json_format import ParseDict, ParseError
 from tritonclient.grpc import service_pb2
 
-from preference_embedded.door.contract import Reason, Refused
+from preference_core import tensors
+from preference_embedded.door.contract import invalid, shown
 
 #: Parsing JSON stops everything else meanwhile; a battle that is longer may be sent by gRPC, or as binary data.
 MAX_JSON_BYTES = 4 * 2**20
@@ -24,7 +25,7 @@ FORMATS = {"FP32": "f", "INT32": "i"}
 def request_of(body: bytes, json_bytes: int, model: str, version: str) -> Any:
     """The `ModelInferRequest` for a body whose first `json_bytes` are JSON and the rest binary input, end to end."""
     if json_bytes > MAX_JSON_BYTES:
-        raise _invalid(f"The JSON has {json_bytes} bytes, the limit is {MAX_JSON_BYTES}; send long texts by gRPC")
+        raise invalid(f"The JSON has {json_bytes} bytes, the limit is {MAX_JSON_BYTES}; send long texts by gRPC")
     table = _object(_loaded(body[:json_bytes]), "request")
     binary = memoryview(body)[json_bytes:]
     request = service_pb2.ModelInferRequest(
@@ -42,7 +43,7 @@ def request_of(body: bytes, json_bytes: int, model: str, version: str) -> Any:
         _nothing_left(wanted, "output")
     _nothing_left(table, "request")
     if len(binary):
-        raise _invalid(f"{len(binary)} bytes of binary data belong to no input")
+        raise invalid(f"{len(binary)} bytes of binary data belong to no input")
     request.raw_input_contents.extend(contents)
     return request
 
@@ -67,7 +68,7 @@ def _input(item: dict[str, Any], tensor: Any, binary: memoryview) -> tuple[bytes
     try:
         tensor.shape.extend(_list(item.pop("shape", []), "shape"))
     except (TypeError, ValueError) as error:
-        raise _invalid(f"The shape of `{tensor.name[:60]}` is not a list of 64-bit numbers") from error
+        raise invalid(f"The shape of {shown(tensor.name)} is not a list of 64-bit numbers") from error
     parameters = _object(item.pop("parameters", {}), "parameters")
     size = parameters.pop(BINARY_SIZE, None)
     _take_parameters(parameters, tensor.parameters)
@@ -76,7 +77,7 @@ def _input(item: dict[str, Any], tensor: Any, binary: memoryview) -> tuple[bytes
     elif isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= len(binary):
         data, binary = bytes(binary[:size]), binary[size:]
     else:
-        raise _invalid(f"`{BINARY_SIZE}` of `{tensor.name[:60]}` is not a size within the {len(binary)} bytes left")
+        raise invalid(f"`{BINARY_SIZE}` of {shown(tensor.name)} is not a size within the {len(binary)} bytes left")
     _nothing_left(item, "input")
     return data, binary
 
@@ -87,8 +88,8 @@ def _contents(values: list[Any], tensor: Any) -> bytes:
             return struct.pack(f"<{len(values)}f", *values)
         texts = [value.encode() for value in values]
     except (AttributeError, TypeError, UnicodeEncodeError, struct.error, OverflowError) as error:
-        raise _invalid(f"The data of `{tensor.name[:60]}` are not what {tensor.datatype[:10]!r} holds") from error
-    return b"".join(part for text in texts for part in (len(text).to_bytes(4, "little"), text))
+        raise invalid(f"The data of {shown(tensor.name)} are not what {shown(tensor.datatype)} holds") from error
+    return tensors.bytes_contents(texts)
 
 
 def _flat(values: list[Any]) -> Iterator[Any]:
@@ -112,38 +113,34 @@ def _take_parameters(table: Any, target: Any) -> None:
             try:
                 ParseDict({kind: value if kind != "string_param" else str(value)[:100]}, target[name[:100]])
             except ParseError as error:
-                raise _invalid(f"The value of the parameter `{name[:60]}` cannot be read") from error
+                raise invalid(f"The value of the parameter {shown(name)} cannot be read") from error
 
 
 def _loaded(text: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _invalid("The body is not JSON") from error
+        raise invalid("The body is not JSON") from error
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _invalid(f"The {what} is not a JSON object")
+        raise invalid(f"The {what} is not a JSON object")
     return value
 
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _invalid(f"`{what}` is not a JSON list")
+        raise invalid(f"`{what}` is not a JSON list")
     return value
 
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.isprintable():
-        raise _invalid(f"`{what}` is not text of printable characters")
+        raise invalid(f"`{what}` is not text of printable characters")
     return value
 
 
 def _nothing_left(table: Mapping[str, Any], what: str) -> None:
     for name in table:
-        raise _invalid(f"The {what} has the unknown key `{name[:60].encode('unicode_escape').decode()}`")
-
-
-def _invalid(message: str) -> Refused:
-    return Refused(Reason.INVALID_ARGUMENT, message)
+        raise invalid(f"The {what} has the unknown key {shown(name)}")

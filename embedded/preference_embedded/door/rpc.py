@@ -10,15 +10,15 @@ import grpc  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from preference_embedded.door.contract import Reason, Refused
+from preference_embedded.door.contract import Refused, invalid
 from preference_embedded.door.desk import Desk, UpstreamError
+from preference_embedded.door.upstream import UNLIMITED
 
 #: `grpc.health.v1.HealthCheckResponse` with the status SERVING, and NOT_SERVING.
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 HANDSHAKE_TIMEOUT_MS = 10_000
 MAX_STREAMS = 8192
 IDENTITY_ONLY = 1
-UNLIMITED = 2**31 - 1
 
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -122,7 +122,7 @@ def _parsed(kind: Any, data: bytes) -> Any:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        raise Refused(Reason.INVALID_ARGUMENT, f"The message is not a {kind.DESCRIPTOR.name}") from error
+        raise invalid(f"The message is not a {kind.DESCRIPTOR.name}") from error
 
 
 def _bytes(message: Any) -> bytes:

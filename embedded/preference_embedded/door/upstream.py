@@ -152,7 +152,7 @@ class Upstream:
         for key in (tensors.LABELS_PARAMETER, tensors.MEMBERS_PARAMETER):
             if not answer.config.parameters[key].string_value:
                 raise ArtefactError(f"The ensemble `{name}` has no parameter `{key}`: it was not made by this project")
-            counts[key] = len(answer.config.parameters[key].string_value.split(","))
+            counts[key] = len(tensors.names_in(answer.config.parameters[key].string_value))
         versions = frozenset(metadata.versions)
         return Ensemble(name, versions, counts[tensors.MEMBERS_PARAMETER], counts[tensors.LABELS_PARAMETER])
 
@@ -188,7 +188,7 @@ def probe(ensemble: str, words: int) -> bytes:
     for tensor, word in zip(tensors.BATTLE_INPUTS, (b"why ", b"yes ", b"no "), strict=True):
         text = word * words
         request.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=[1, 1])
-        request.raw_input_contents.append(len(text).to_bytes(4, "little") + text)
+        request.raw_input_contents.append(tensors.bytes_contents([text]))
     request.outputs.add(name="probabilities")
     data: bytes = request.SerializeToString()
     return data

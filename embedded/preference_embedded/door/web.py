@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from preference_core.triton.answers import OVERLOADED
 from preference_embedded.door import rest
 from preference_embedded.door.contract import Refused
 from preference_embedded.door.desk import Desk, UpstreamError
@@ -114,7 +115,7 @@ class HttpSide:
         if size > limit:
             raise web.HTTPRequestEntityTooLarge(limit, size)
         if self._bodies_bytes + size > MAX_BODIES_BYTES:
-            raise web.HTTPServiceUnavailable(reason="Overloaded: too many long requests are under way")
+            raise web.HTTPServiceUnavailable(reason=f"{OVERLOADED}too many long requests are under way")
         self._bodies_bytes += size
         try:
             return await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)

@@ -14,14 +14,13 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from preference_core.ensemble.locations import is_hub_id, read_json
+from preference_core.ensemble.locations import ADAPTER_WEIGHTS, HEAD, is_hub_id, read_json
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError, UserError
 from preference_core.structure import structure
 from preference_export.checkpoint.adapter_names import CONFIG, EMBEDDING, base_name, plain_names, wrappers_of
-from preference_export.checkpoint.files import ADAPTER_WEIGHTS, TensorFiles
+from preference_export.checkpoint.files import DECODER_PREFIX, TensorFiles
 
-HEAD = "score.weight"
 EMBEDDED = EMBEDDING.removesuffix(".weight")
 #: What PEFT adds to `modules_to_save` for a classifier.
 HEAD_MODULES = ("classifier", "score")
@@ -133,7 +132,7 @@ def read_adapter(folder: Path, linear_modules: Iterable[str]) -> Adapter:
     heads = HEAD_MODULES if config.task_type == "SEQ_CLS" else ()
     parts, saved = _sorted_tensors(folder, names, {*(config.modules_to_save or ()), *heads}, config.bias != "none")
     if HEAD not in saved:
-        others = [name for name in saved if not name.startswith("model.")]
+        others = [name for name in saved if not name.startswith(DECODER_PREFIX)]
         raise AdapterError(
             f"Adapter `{folder}` (task type {config.task_type}) has no classification head: no tensor `{HEAD}`",
             hint=f"It holds `{others[0]}`: a head is one linear layer called `score`, and PEFT wraps a model once."

@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
+from preference_core.ensemble.locations import ADAPTER_WEIGHTS
 from preference_core.errors import CheckpointError
-from preference_export.checkpoint.files import ADAPTER_WEIGHTS, TensorFiles
+from preference_export.checkpoint.files import TensorFiles
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."

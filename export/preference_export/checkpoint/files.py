@@ -1,6 +1,6 @@
 """Reads the tensors of checkpoints one at a time.
 
-Only safetensors are read: pickle weights can run code. It does not know what the tensors mean.
+Only safetensors are read: pickle weights can run code. It does not know what the tensors mean, nor which there must be.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,10 @@ from preference_core.ensemble.locations import read_json
 from preference_core.errors import CheckpointError
 
 BASE_WEIGHTS = "model.safetensors"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+#: How the names of a classifier's decoder begin. Bases saved without a head (`AutoModel`) leave it out.
+DECODER_PREFIX = "model."
 
 #: Most bytes of one tensor that are held at a time while it is copied unchanged.
 BLOCK_BYTES = 64 * 1024 * 1024
@@ -41,6 +43,11 @@ class TensorFiles:
         self.tensors: dict[str, StoredTensor] = {}
         for file in self.files:
             self.tensors.update(_header(file))
+
+    def stored_name(self, name: str) -> str:
+        """What a classifier's tensor `name` is called here: so, or without `model.`; `name` where there is neither."""
+        bare = name.removeprefix(DECODER_PREFIX)
+        return bare if name not in self.tensors and bare in self.tensors else name
 
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor, in its stored dtype."""

@@ -35,8 +35,7 @@ def check_head(member: Classifier, base: Any, adapters: Iterable[Path], labels: 
 
 def _check_names(member: Classifier, where: str, named: Sequence[str], labels: Sequence[str]) -> None:
     expected = list(member.head_labels or labels)
-    unnamed = [f"LABEL_{index}" for index in range(len(named))]  # what `transformers` calls labels that nobody named
-    if list(named) in (expected, unnamed):
+    if list(named) == expected or not are_given(named):
         return
     key, wanted = ("head_labels", expected) if member.head_labels else ("labels", list(labels))
     hint = f"Logit by logit, the head means: {', '.join(named)}. "
@@ -60,6 +59,11 @@ def _check_problem_type(where: str, problem_type: Any) -> None:
             hint="Probabilities are a softmax over the labels, which would be wrong here. Train the head with "
             f"`{ONE_LABEL_OF_SEVERAL}`; if it was, correct `problem_type` in config.json.",
         )
+
+
+def are_given(names: Sequence[str]) -> bool:
+    """Whether somebody gave these names; Transformers calls the labels of a head LABEL_0, LABEL_1 and so on."""
+    return list(names) != [f"LABEL_{index}" for index in range(len(names))]
 
 
 def names_of(id2label: Any, path: Path) -> list[str]:

@@ -13,13 +13,13 @@ from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
+from preference_core.ensemble.locations import HEAD
 from preference_core.errors import CheckpointError, UserError
-from preference_export.checkpoint.adapter import HEAD, Adapter, AdapterError, Lora, is_saved
+from preference_export.checkpoint.adapter import Adapter, AdapterError, Lora, is_saved
 from preference_export.checkpoint.adapter_names import EMBEDDING
-from preference_export.checkpoint.files import TensorFiles
+from preference_export.checkpoint.files import DECODER_PREFIX, TensorFiles
 
 ADAPTER_NAME = "default"
-BASE_PREFIX = "model."
 FLOATS = ("F64", "F32", "F16", "BF16")
 HEAD_BIAS = "score.bias"
 NO_BIAS = "A head is `nn.Linear(..., bias=False)`, as in `*ForSequenceClassification`; train it without a bias."
@@ -39,7 +39,7 @@ class MergedWeights:
     def __init__(self, base: TensorFiles, adapters: Sequence[Adapter], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """`shapes` are those of every tensor that will be asked for; all are checked here, for every adapter."""
         self.base, self.adapters, self.shapes = base, tuple(adapters), shapes
-        self._stored = {name: self._base_name(name) for name in shapes}
+        self._stored = {name: base.stored_name(name) for name in shapes}
         self._check_unread()
         for adapter in self.adapters or (None,):
             self._check_head(adapter)
@@ -95,11 +95,6 @@ class MergedWeights:
             return adapter.files, adapter.saved[name]
         return self.base, self._stored[name]
 
-    def _base_name(self, name: str) -> str:
-        """Bases saved without a head (`AutoModel`) leave out the leading `model.`."""
-        bare = name.removeprefix(BASE_PREFIX)
-        return bare if name not in self.base.tensors and bare in self.base.tensors else name
-
     def _check_head(self, adapter: Adapter | None) -> None:
         files, stored = self._source(adapter, HEAD)
         expected = self.shapes[HEAD]
@@ -146,8 +141,8 @@ class MergedWeights:
         """Whether a tensor is of a part that is computed. Other heads (`lm_head`) and buffers are not."""
         if name.endswith(BUFFERS):
             return False
-        parts = {known.removeprefix(BASE_PREFIX).partition(".")[0] for known in self.shapes}
-        first = name.removeprefix(BASE_PREFIX).partition(".")[0]
+        parts = {known.removeprefix(DECODER_PREFIX).partition(".")[0] for known in self.shapes}
+        first = name.removeprefix(DECODER_PREFIX).partition(".")[0]
         return first in parts or any(mark in name for mark in ADAPTER_MARKS)
 
     def _check(self, adapter: Adapter | None, name: str, shape: tuple[int, ...]) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from preference_core.ensemble.locations import HEAD
 from preference_core.ensemble.settings import Rounding
 from preference_core.errors import UserError
-from preference_export.checkpoint.adapter import HEAD
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.checkpoint.quantised_base import QuantisedFiles, dequantised_8bit, scaled
 
@@ -32,7 +32,7 @@ class RoundedFiles(TensorFiles):
     def __init__(self, folder: Path, rounding: Rounding, linear_modules: Iterable[str]) -> None:
         super().__init__(folder)
         names = {f"{module}.weight" for module in linear_modules} - {HEAD}
-        self.rounded = {name for name in self.tensors if name in names or f"model.{name}" in names}
+        self.rounded = {self.stored_name(name) for name in names} & self.tensors.keys()
         self.rounding = rounding
 
     def read(self, name: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from preference_core.ensemble.locations import read_json
+from preference_core.ensemble.locations import HEAD, read_json
 from preference_core.ensemble.published import BASES
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import CheckpointError
@@ -33,7 +33,7 @@ PARAMETERS = {
     "mistralai/Mistral-7B": 7_241_732_096,
 }
 STORED_BYTES = 2
-HEAD, LM_HEAD, EMBEDDING, GEMM = "score.weight", "lm_head.", "embed_tokens.weight", "_proj.weight"
+LM_HEAD, EMBEDDING, GEMM = "lm_head.", "embed_tokens.weight", "_proj.weight"
 #: What bitsandbytes stores 4-bit weights as: two in each element of a column.
 PACKED = "U8"
 

@@ -20,10 +20,10 @@ from preference_core.battles.tokenisation import (
     read_tokenizer,
 )
 from preference_core.ensemble.locations import Checkpoint
-from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS
+from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, has_tokenizer
 from preference_core.ensemble.settings import Classifier
-from preference_core.ensemble.special_tokens import Around, check_special_tokens, voices_of
-from preference_core.errors import ArtefactError
+from preference_core.ensemble.special_tokens import Around, around_by_mask, check_special_tokens, voices_of
+from preference_core.errors import ArtefactError, shortened
 from preference_export.checkpoint.source import Source
 
 #: Parts of `tokenizer.json` from which the ids of a text follow.
@@ -39,8 +39,7 @@ CLASS_HINT = (
 
 def tokenizer_of(source: Source) -> Checkpoint:
     """Whose tokenizer is exported: the first adapter's that carries one, else the base's."""
-    whole = (a for a in source.adapters if all((a.folder / n).is_file() for n in (TOKENIZER_FILE, TOKENIZER_SETTINGS)))
-    return next(whole, source.base)
+    return next((adapter for adapter in source.adapters if has_tokenizer(adapter.folder)), source.base)
 
 
 def check_reading(member: Classifier, source: Source, settings: TokenisationSettings) -> None:
@@ -76,18 +75,15 @@ def auto_tokenizer(checkpoint: Checkpoint) -> Any:
 def check_same_ids(checkpoint: Checkpoint, auto: Any, texts: Iterable[str]) -> None:
     """Raises `ArtefactError` naming the first text that `tokenizer.json` reads differently from `AutoTokenizer`."""
     own = read_tokenizer(checkpoint.folder / TOKENIZER_FILE)
-    own.no_padding()
-    own.no_truncation()
     for text in texts:
         ours, theirs = own.encode(text, add_special_tokens=False).ids, _ids(checkpoint, auto, text)
         if ours == theirs:
             continue
         first = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
-        shown = text if len(text) <= 60 else f"{text[:57]}..."
         raise ArtefactError(
-            f"Transformers reads texts otherwise than {TOKENIZER_FILE} of `{checkpoint.origin}`: of {shown!r}, "
-            f"`{type(auto).__name__}` makes {_tokens(auto, theirs[first:])} where {TOKENIZER_FILE} makes "
-            f"{_tokens(auto, ours[first:])}",
+            f"Transformers reads texts otherwise than {TOKENIZER_FILE} of `{checkpoint.origin}`: of "
+            f"{shortened(text)!r}, `{type(auto).__name__}` makes {_tokens(auto, theirs[first:])} where "
+            f"{TOKENIZER_FILE} makes {_tokens(auto, ours[first:])}",
             hint="If training used Transformers as it is installed here, save the tokenizer again with "
             "`AutoTokenizer.from_pretrained(...).save_pretrained(...)`. If it used "
             f'{TOKENIZER_FILE} as it is, write `"tokenizer_class": "PreTrainedTokenizerFast"` into '
@@ -108,10 +104,7 @@ def _ids(checkpoint: Checkpoint, auto: Any, text: str) -> list[int]:
 
 def around_of(auto: Any) -> Around:
     encoding = auto("a", return_special_tokens_mask=True)
-    mask = encoding["special_tokens_mask"]
-    tokens = auto.convert_ids_to_tokens(encoding["input_ids"])
-    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
-    return Around(tuple(tokens[:first]), tuple(tokens[last:]))
+    return around_by_mask(auto.convert_ids_to_tokens(encoding["input_ids"]), encoding["special_tokens_mask"])
 
 
 def _check_tokens(checkpoint: Checkpoint, auto: Any, settings: TokenisationSettings) -> None:

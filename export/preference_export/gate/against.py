@@ -15,7 +15,7 @@ import numpy.typing as npt
 from preference_core.battles.battle import Battle, battle_from_row
 from preference_core.battles.encoders import encoder_from_folder
 from preference_core.ensemble.combination import Combination
-from preference_core.ensemble.metrics import log_loss, target_of_row
+from preference_core.ensemble.metrics import is_labelled, log_loss, target_of_row
 from preference_core.ensemble.settings import LABELS_THREE_WAY, Config, Member, ParityLimits
 from preference_core.errors import UserError
 from preference_core.files.formats import RawRow
@@ -141,8 +141,8 @@ def _limits(members: Sequence[Member]) -> ParityLimits:
 
 
 def _battle(row: RawRow, labels: Sequence[str]) -> tuple[Battle, int | None]:
-    labelled = "winner" in row or all(label in row for label in labels)
-    return battle_from_row(row, invalid_text="replace"), target_of_row(row, labels) if labelled else None
+    target = target_of_row(row, labels) if is_labelled(row, labels) else None
+    return battle_from_row(row, invalid_text="replace"), target
 
 
 def _probabilities(row: RawRow, labels: Sequence[str], member: Member | None) -> list[float]:

@@ -94,12 +94,11 @@ def _overflow(found: Scan | None) -> list[str]:
 def _sequences(folder: Path, sample: Sample, labels: Sequence[str]) -> tuple[list[TokenIds], list[int] | None]:
     """Token ids and targets of the sample's battles, and then of the same battles with their responses exchanged."""
     encoder = encoder_from_folder(folder)
-    battles = [*sample.battles, *(battle.swapped() for battle in sample.battles)]
     partner = swapped_label_order(labels)
     targets = None
     if sample.targets is not None:
         targets = [*sample.targets, *(partner[target] for target in sample.targets)]
-    return [tokens.ids for tokens in encoder.encode_batch(battles)], targets
+    return [tokens.ids for tokens in encoder.encode_batch(sample.in_both_orders())], targets
 
 
 def _swap(both: Logits, labels: Sequence[str]) -> dict[str, float] | None:

@@ -73,8 +73,7 @@ def tokenised(job: Job[Classifier], sample: Sample) -> list[npt.NDArray[np.int32
     tokenizer = tokenizer_of_checkpoint(tokenizer_of(job.source).folder, job.member)
     rows = open_member(job).architecture.vocabulary
     tokenizer = tokenizer.with_settings(replace(tokenizer.settings, embedding_rows=rows))
-    battles = [*sample.battles, *(battle.swapped() for battle in sample.battles)]
-    return [battle.ids for battle in tokenizer.encode_batch(battles)]
+    return [battle.ids for battle in tokenizer.encode_batch(sample.in_both_orders())]
 
 
 def import_modelopt() -> Any:

@@ -18,14 +18,11 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from preference_core.errors import SystemFailure
-from preference_export.checkpoint.adapter_names import EMBEDDING, brought_by, readable_by_peft
-from preference_export.checkpoint.architecture import hugging_face_config
+from preference_core.quiet_libraries import quiet_transformers
+from preference_export.checkpoint.adapter_names import EMBEDDING, REPLACED, brought_by, readable_by_peft
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.original.memory import device_in_use
-from preference_export.original.whole import quiet_loading
-
-#: Where PEFT keeps the original of a module that the adapter holds whole; nothing asks it.
-UNUSED_ORIGINAL = "original_module"
+from preference_export.original.whole import config_of
 
 
 class LayeredReference:
@@ -33,14 +30,10 @@ class LayeredReference:
 
     def __init__(self, base: Path, adapter: Path | None, labels: int, stored: TensorFiles) -> None:
         """`stored` are the weights of `base`: its own, or the numbers that quantised ones stand for."""
-        config: Any = hugging_face_config(base)
-        config.num_labels = labels
-        config.quantization_config = None
-        config.dtype = torch.float32
-        config.pad_token_id = None
+        config = config_of(base, labels)
         brought = brought_by(adapter) if adapter is not None else {}
         config.vocab_size = brought.get(EMBEDDING, (config.vocab_size,))[0]
-        with quiet_loading(), init_empty_weights(include_buffers=False):
+        with quiet_transformers(), init_empty_weights(include_buffers=False):
             self._model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
         # Zeros that take no memory: PEFT would put an adapter on the `meta` device beside a base that is there. What it
         # copies into the base's own parameters, as a resized embedding, needs the memory.
@@ -53,7 +46,7 @@ class LayeredReference:
                 if name not in brought:
                     self._absent[getattr(owner, key)] = name
         if adapter is not None:
-            with quiet_loading(), readable_by_peft(adapter) as readable:
+            with quiet_transformers(), readable_by_peft(adapter) as readable:
                 PeftModel.from_pretrained(self._model, readable)
         self._model.eval()
         self._stored = stored
@@ -120,7 +113,7 @@ class LayeredReference:
         try:
             for path, owner in module.named_modules():
                 for key, parameter in list(owner.named_parameters(recurse=False)):
-                    if parameter in self._absent and UNUSED_ORIGINAL not in path:
+                    if parameter in self._absent and REPLACED not in path:
                         tensor = self._stored.read(self._stored_name(self._absent[parameter]))
                         setattr(owner, key, _parameter(tensor.float(), self._device))
                         read.append((owner, key, parameter))
@@ -134,11 +127,10 @@ class LayeredReference:
                 parameter.data = parameter.data.cpu()
 
     def _stored_name(self, name: str) -> str:
-        """The checkpoint's name of a parameter: with or without `model.`, as `transformers` accepts both."""
-        for known in (name, name.removeprefix("model.")):
-            if known in self._stored.tensors:
-                return known
-        raise SystemFailure(f"The reference model found no tensor `{name}` in `{self._stored.folder}`")
+        found = self._stored.stored_name(name)
+        if found not in self._stored.tensors:
+            raise SystemFailure(f"The reference model found no tensor `{name}` in `{self._stored.folder}`")
+        return found
 
 
 class _Resumed(nn.Module):

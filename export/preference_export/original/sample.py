@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preference_core.battles.battle import Battle, battle_from_row
-from preference_core.ensemble.metrics import target_of_row
+from preference_core.ensemble.metrics import is_labelled, target_of_row
 from preference_core.ensemble.settings import Config
 from preference_core.errors import ConfigError, UserError, nearest
 from preference_core.files.formats import RawRow
@@ -22,6 +22,10 @@ class Sample:
 
     battles: tuple[Battle, ...]
     targets: tuple[int, ...] | None
+
+    def in_both_orders(self) -> list[Battle]:
+        """The battles, and then the same with their responses exchanged."""
+        return [*self.battles, *(battle.swapped() for battle in self.battles)]
 
 
 def read_sample(path: Path, labels: Sequence[str], count: int = SAMPLE_BATTLES) -> Sample:
@@ -76,13 +80,13 @@ def _read_sample(path: Path, labels: Sequence[str], count: int) -> Sample:
 
 def _is_labelled(path: Path, row: RawRow, labels: Sequence[str]) -> bool:
     """Whether the file says who won. Some label columns without the others are an error: one is misspelt."""
-    if "winner" in row:
+    if is_labelled(row, labels):
         return True
     missing = [label for label in labels if label not in row]
-    if missing and len(missing) < len(labels):
+    if len(missing) < len(labels):
         columns = [str(column) for column in row if column not in labels]
         raise ConfigError(f"`{path}` has no column `{missing[0]}`, but other labels", hint=nearest(missing[0], columns))
-    return not missing
+    return False
 
 
 def _characters(row: RawRow) -> int:

@@ -4,22 +4,19 @@ Whatever this project makes is compared with it. It is loaded whole, so it needs
 the same model for machines without.
 """
 
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from preference_core.errors import SystemFailure
+from preference_core.quiet_libraries import quiet_transformers
 from preference_export.checkpoint.adapter_names import EMBEDDING, brought_by, readable_by_peft
 from preference_export.checkpoint.architecture import hugging_face_config
 from preference_export.checkpoint.files import TensorFiles
@@ -35,7 +32,7 @@ class Reference:
         `stored` replaces the weights of `base`: those of a quantised base, as the numbers that they stand for.
         Several adapters are merged by PEFT, each into a model of its own, and the mean of these is the original.
         """
-        with quiet_loading():
+        with quiet_transformers():
             models = (_adapted(_base(base, True, labels, stored), adapter) for adapter in adapters)
             if len(adapters) > 1:
                 self.model: nn.Module = _mean(models)
@@ -76,22 +73,27 @@ def _base(base: Path, headless: bool, labels: int, stored: TensorFiles | None) -
             ignore_mismatched_sizes=headless,
         )
     else:
-        config = hugging_face_config(base)
-        config.num_labels = labels
-        config.quantization_config = None
-        config.dtype = torch.float32  # Else what the model computes at its making, as Gemma-2's scale, is rounded.
-        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+        model = AutoModelForSequenceClassification.from_config(config_of(base, labels), attn_implementation="eager")
         for name, parameter in model.named_parameters():
-            bare = name.removeprefix("model.")
-            found = next((known for known in (name, bare) if known in stored.tensors), None)
-            if found is not None:
+            found = stored.stored_name(name)
+            if found in stored.tensors:
                 parameter.data = stored.read(found).float()
             elif not (headless and name.startswith("score.")):
                 raise SystemFailure(f"The reference model found no tensor `{name}` in `{base}`")
+    model.config.pad_token_id = None  # as in `config_of`
+    return model
+
+
+def config_of(base: Path, labels: int) -> Any:
+    """The configuration of the original in float32, whatever the base is stored in."""
+    config = hugging_face_config(base)
+    config.num_labels = labels
+    config.quantization_config = None
+    config.dtype = torch.float32  # Else what the model computes at its making, as Gemma-2's scale, is rounded.
     # Without a pad id Hugging Face pools the very last token. With one it pools the last token that is not the
     # pad id, which is another one where user text ends in it (pad = eos).
-    model.config.pad_token_id = None
-    return model
+    config.pad_token_id = None
+    return config
 
 
 def _adapted(model: Any, adapter: Path) -> Any:
@@ -115,20 +117,3 @@ def _mean(models: Iterator[Any]) -> Any:
     for parameter in totals.values():
         parameter.data /= count
     return mean
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keeps transformers from reporting the head that the adapter brings, and drawing bars of its own."""
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity(logging.ERROR)
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()

@@ -207,8 +207,8 @@ def _model(config: Config, name: str, *, backend: str = "", platform: str = "") 
     _parameters(
         message,
         {
-            tensors.MEMBERS_PARAMETER: ",".join(member.name for member in config.members),
-            tensors.LABELS_PARAMETER: ",".join(config.labels),
+            tensors.MEMBERS_PARAMETER: tensors.joined(member.name for member in config.members),
+            tensors.LABELS_PARAMETER: tensors.joined(config.labels),
         },
     )
     return message

@@ -16,19 +16,17 @@ from safetensors import SafetensorError, safe_open
 
 from preference_core.battles.battle import Battle
 from preference_core.battles.lengths import read_buckets
+from preference_core.ensemble.locations import ADAPTER_WEIGHTS, HEAD
 from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member, Served
 from preference_core.errors import ArtefactError, UserError
 from preference_core.progress import StepDone
+from preference_core.quiet_libraries import quiet_transformers
 from preference_training.evaluation.combination import combination_of_members
 from preference_training.evaluation.predictions import Predictions
 from preference_training.fit.encoding import collate, tokenizer_of
 from preference_training.fit.model import base_folder, check_machine, classifier, pooled_logits
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import recipe_of
 from preference_training.statistics.intervals import Array
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-HEAD = "score.weight"
 
 Counts = npt.NDArray[np.int64]
 

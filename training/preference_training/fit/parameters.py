@@ -12,9 +12,9 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from preference_core.ensemble.settings import Classifier
+from preference_core.quiet_libraries import quiet_transformers
 from preference_training.fit.base_shape import shape_of
 from preference_training.fit.model import lora_settings
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import recipe_of
 
 

@@ -23,6 +23,7 @@ from preference_core.ensemble.metrics import accuracy, log_loss
 from preference_core.ensemble.settings import Classifier, Config
 from preference_core.ensemble.targets import unmatched_targets
 from preference_core.errors import ConfigError, Interrupted, SystemFailure
+from preference_core.quiet_libraries import quiet_transformers
 from preference_training.battles.identities import read_identities
 from preference_training.battles.rows import read_labelled
 from preference_training.fit.adapter import train_file
@@ -39,7 +40,6 @@ from preference_training.fit.model import (
     preference_logits,
     remove_identity_head,
 )
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.fit.recipe import Recipe, recipe_of
 
 #: `report(step, steps, values)`: called after each optimiser step, with the loss and metrics known so far.

@@ -61,7 +61,7 @@ def write_base(folder: Path, base: TinyBase, texts: Iterable[str]) -> dict[str, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from preference_training.fit.quiet_libraries import quiet_transformers
+    from preference_core.quiet_libraries import quiet_transformers
 
     tokenizer = train_tokenizer(base.architecture, texts, base.vocabulary_size)
     with torch.random.fork_rng(devices=[]):
