@@ -25,7 +25,7 @@ from preference_client.rows import Failure
 from preference_client.scorer import DEFAULT_URL, Scorer
 from preference_client.writers import check_output, errors_path, schema_of
 from preference_core.battles.battle import InvalidText
-from preference_core.command import TRACEBACK_HELP, run_command
+from preference_core.command import STOP_SIGNALS, TRACEBACK_HELP, run_command, stopped_by
 from preference_core.errors import PreferenceError, SystemFailure, UserError, escape_control_characters
 from preference_core.files.formats import FormatName
 from preference_core.files.predictions import ANSWERED_BY
@@ -35,7 +35,6 @@ EXIT_SIGNAL = 128
 STANDARD_ERROR = 2
 #: Options that say what is asked, and how.
 CONNECTION = ("url", "symmetric", "tls", "root_certificates", "private_key", "certificate_chain", "token")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 EXIT_CODES = """Exit codes: 0 every row was scored. 1 the server or the machine failed; the same command goes on from
 there. 2 something given is wrong. 3 some rows failed, the others were scored. 129, 130, 143 stopped by SIGHUP, SIGINT,
@@ -243,8 +242,7 @@ def _stopped_by_signals(output: Path) -> Iterator[_Stopping]:
     """A signal to stop ends the process, with the signal's exit code; what fails tells how the run goes on.
 
     It ends there and then: an exception that a handler raises is lost if it happens in a destructor, and in gRPC's
-    leaves a lock held forever. The server cancels what the closed connection asked for. A signal that this process was
-    started to ignore, as `nohup` does, stays so.
+    leaves a lock held forever. The server cancels what the closed connection asked for.
     """
     stopping = _Stopping()
     restored = given_up(Console(stderr=True))
@@ -261,17 +259,13 @@ def _stopped_by_signals(output: Path) -> Iterator[_Stopping]:
             leave(number)
         stopping.journal.save_and(lambda: leave(number))
 
-    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, stop) for number in heeded}
-    try:
-        yield stopping
-    except PreferenceError as error:
-        if isinstance(error, SystemFailure) or (stopping.journal is not None and stopping.journal.kept):
-            error.hint = " ".join(filter(None, (error.hint, stopping.resumable())))
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with stopped_by(stop):
+        try:
+            yield stopping
+        except PreferenceError as error:
+            if isinstance(error, SystemFailure) or (stopping.journal is not None and stopping.journal.kept):
+                error.hint = " ".join(filter(None, (error.hint, stopping.resumable())))
+            raise
 
 
 def _finish() -> None:

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from preference_core.addresses import is_loopback
-from preference_core.command import TRACEBACK_HELP, run_command
+from preference_core.command import TRACEBACK_HELP, run_command, stopped_by
 from preference_core.ensemble.loading import load_config
 from preference_core.errors import UserError, escape_control_characters
 from preference_embedded.door.tls import ServerTls
@@ -33,8 +33,8 @@ URL_VARIABLE = "PREFERENCE_URL"
 URL_PLACEHOLDER = "{url}"
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 
-EXIT_CODES = """Exit codes: 0 stopped by SIGINT or SIGTERM, 1 the server or the machine failed, 2 something given is
-wrong; with --run that of COMMAND, 128 + N where signal N ended it."""
+EXIT_CODES = """Exit codes: 0 stopped by SIGINT, SIGTERM or SIGHUP, 1 the server or the machine failed, 2 something
+given is wrong; with --run that of COMMAND, 128 + N where signal N ended it."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -73,7 +73,8 @@ def serve(
 ) -> None:
     """Serves the repository of an ensemble with a real tritonserver on this CPU.
 
-    Prints one line once it is ready, restarts the server should a part of it die, and stops on Ctrl-C or SIGTERM.
+    Prints one line once it is ready, restarts the server should a part of it die, and stops on Ctrl-C, on SIGTERM
+    and when its terminal is closed (SIGHUP), unless `nohup` started it.
     With --run it serves only for COMMAND, which finds the server in the variable PREFERENCE_URL.
     """
     with _signals() as arrived:
@@ -172,8 +173,9 @@ def _ready_line(server: Served, seconds: float, as_json: bool) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(escape_control_characters(text) + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # A terminal that was closed.
+        sys.stderr.write(escape_control_characters(text) + "\n")
+        sys.stderr.flush()
 
 
 class _Stopped(BaseException):
@@ -194,11 +196,8 @@ def _signals() -> Iterator[Sequence[int]]:
         if len(arrived) == 1 or number == signal.SIGINT:
             raise _Stopped
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield arrived
-    except _Stopped as error:
-        raise typer.Exit(0) from error
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with stopped_by(stop):
+        try:
+            yield arrived
+        except _Stopped as error:
+            raise typer.Exit(0) from error

@@ -1,11 +1,14 @@
 """The command `preference-serve`, run as people run it."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from configurations import classifier_member, configuration
 
@@ -72,6 +76,55 @@ def test_it_serves_until_sigterm_restarts_what_died_and_exits_with_0(folder: Pat
         assert process.wait(60) == 0
         assert "CUDA" not in process.stderr.read()
     assert "CUDA" in (folder / "build/small/server.log").read_text()
+
+
+@pytest.mark.parametrize("end", ["the signal", "its terminal is closed"])
+def test_sighup_stops_it_as_sigterm_does(folder: Path, end: str) -> None:
+    mine, terminal = pty.openpty()
+    signals = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # A runner in the background has it ignored.
+    )
+    command = [COMMAND[0], "-c", f"{signals}; {COMMAND[2]}", "small.toml", "--json", *FREE_PORTS]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["models"] == ["doubled"]
+            started = psutil.Process(process.pid).children(recursive=True)
+            assert len(started) >= 2
+            os.close(terminal)
+            if end == "the signal":
+                process.send_signal(signal.SIGHUP)
+            else:
+                os.close(mine)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert list(Path("/dev/shm").glob(f"preference-{process.pid}-*")) == []
+
+
+def test_a_sighup_that_was_ignored_from_the_start_stays_ignored(folder: Path) -> None:
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    run = ["--run", "--", sys.executable, "-c", "import time; print('running', flush=True); time.sleep(300)"]
+    command = [COMMAND[0], "-c", f"{ignored}; {COMMAND[2]}", "small.toml", *run]
+    with subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "running\n"
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
 
 
 def test_with_run_it_gives_the_url_to_a_command_and_exits_with_its_status(folder: Path) -> None:
