@@ -24,7 +24,7 @@ It knows nothing of where errors come from. Commands print `describe(error)` and
        |  +- DeadlineError
        +- ScoringError
        |  +- PassingError
-       +- Interrupted              Ctrl-C: exit code 130
+       +- Interrupted              Ctrl-C: exit code 130; SIGTERM: 143
 """
 
 from collections.abc import Iterable, Mapping
@@ -146,7 +146,7 @@ class PassingError(ScoringError):
 
 
 class Interrupted(SystemFailure):
-    """Ctrl-C ended the command; the hint says what is kept."""
+    """A signal ended the command; the hint says what is kept."""
 
     exit_code = 130
 

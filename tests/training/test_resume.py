@@ -3,10 +3,14 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -70,9 +74,10 @@ def test_a_resumed_run_ends_with_the_very_adapter_of_an_uninterrupted_one(genera
     assert not (Path(member.adapter) / ".begun").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("jobs", "total"), [(1, 8), (2, 160)])
-def test_ctrl_c_ends_training_with_a_checkpoint_where_the_same_command_goes_on(
-    generated, jobs, total, capsys, monkeypatch
+def test_a_signal_ends_training_with_a_checkpoint_where_the_same_command_goes_on(
+    generated, jobs, total, number, capsys, monkeypatch
 ):
     # Workers go on while the command reads their reports: they need many steps, and the command a short wait.
     monkeypatch.setattr("preference_training.fit.parallel._SECONDS_BETWEEN_REPORTS", 0.02)
@@ -82,7 +87,7 @@ def test_ctrl_c_ends_training_with_a_checkpoint_where_the_same_command_goes_on(
     def report(name, step, total, values):
         steps.append((name, step))
         if len(steps) == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background has it ignored
@@ -92,7 +97,7 @@ def test_ctrl_c_ends_training_with_a_checkpoint_where_the_same_command_goes_on(
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert caught.value.exit_code == 130
+    assert caught.value.exit_code == 128 + number
     assert "Ctrl-C again" in capsys.readouterr().err
     first = members[0] if jobs == 1 else next(m for m in members if f"`{m.name}`" in caught.value.message)
     folder = Path(first.adapter)
@@ -101,6 +106,41 @@ def test_ctrl_c_ends_training_with_a_checkpoint_where_the_same_command_goes_on(
     fit_members(generated, members, jobs, lambda name, step, *_: again.append((name, step)))
     assert min(step for name, step in again if name == first.name) == int(kept.name.rpartition("-")[2]) + 1
     assert all((Path(member.adapter) / "adapter_model.safetensors").is_file() for member in members)
+
+
+ENDS = {
+    "sigterm to the command": (lambda pid: os.kill(pid, signal.SIGTERM), 128 + signal.SIGTERM),
+    "sigterm to its group": (lambda pid: os.killpg(pid, signal.SIGTERM), 128 + signal.SIGTERM),
+    "the command is killed": (lambda pid: os.kill(pid, signal.SIGKILL), -signal.SIGKILL),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_no_worker_outlives_the_command(generated, end):
+    endless = Path("small.toml").read_text(encoding="utf-8").replace("rank = 4", "rank = 4\nepochs = 100000")
+    Path("small.toml").write_text(endless, encoding="utf-8")
+    folders = [Path(member.adapter) for member in generated.members]
+    parts = [folder.with_name(f".{folder.name}.part") for folder in folders]
+    program = "from preference_training.app import main; main()"
+    command = [sys.executable, "-c", program, "fit", "small.toml", "--jobs", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            while not all(part.is_dir() for part in parts):  # Both workers are fitting, and what they need is started.
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.05)
+            followers = psutil.Process(process.pid).children(recursive=True)
+            assert len(followers) >= 3
+            act, code = ENDS[end]
+            act(process.pid)
+            said = process.communicate(timeout=300)[1]
+            assert process.returncode == code, said
+            assert psutil.wait_procs(followers, timeout=60)[1] == []
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if code > 0:
+        assert "checkpoint after step" in said
+        assert all(list(part.glob("checkpoints/checkpoint-*")) for part in parts)
 
 
 def test_a_run_of_another_recipe_begins_again(generated):

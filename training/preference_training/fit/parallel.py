@@ -1,7 +1,7 @@
 """Fits several members at once, each in a process of its own with its share of the cores.
 
 On a CPU, two members on one thread each finish sooner than one after the other on two threads.
-What needs torch is imported late, so that a worker is ready for Ctrl-C before long work begins.
+What needs torch is imported late, so that a worker is ready for signals before long work begins.
 """
 
 import multiprocessing
@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.managers import SyncManager
 from queue import Empty, Queue
+from types import FrameType
 from typing import Any
 
+from preference_core.command import stopped_by
 from preference_core.ensemble.settings import Classifier, Config
 from preference_core.errors import Interrupted, SystemFailure
 from preference_training.fit.adapter import adapter_stage
@@ -38,37 +41,46 @@ def default_jobs(members: int) -> int:
 def fit_members(config: Config, members: Sequence[Classifier], jobs: int, report: MemberReport) -> dict[str, Measured]:
     """Fits `members` into their folders, `jobs` at a time; returns what was measured, by name.
 
-    The first error is raised once the running members are done; the others are not started.
+    The first error is raised once the running members are done; the others are not started. Ctrl-C and SIGTERM end
+    training with a checkpoint (`Interrupted`), and no process outlives this one, however it ends.
     """
-    if jobs <= 1 or len(members) <= 1:
-        noted = threading.Event()
-        with _ctrl_c_noted(noted.set):
-            return {member.name: _fit_into_place(config, member, report, noted.is_set) for member in members}
+    with _first_signal_noted() as arrived:
+        if jobs <= 1 or len(members) <= 1:
+            return {member.name: _fit_into_place(config, member, report, lambda: bool(arrived)) for member in members}
+        return _fit_side_by_side(config, members, jobs, report, arrived)
+
+
+def _fit_side_by_side(
+    config: Config, members: Sequence[Classifier], jobs: int, report: MemberReport, arrived: Sequence[int]
+) -> dict[str, Measured]:
     context = multiprocessing.get_context("spawn")
     threads = max(1, _cores() // jobs)
-    with context.Manager() as manager, ProcessPoolExecutor(jobs, context, _leave_ctrl_c_to_the_command) as pool:
+    manager = SyncManager(ctx=context)
+    manager.start(_follow_the_command, ([signal.SIGINT, signal.SIGTERM],))
+    with manager, ProcessPoolExecutor(jobs, context, _follow_the_command, ([signal.SIGINT],)) as pool:
         reports, stop = manager.Queue(), manager.Event()
         futures = {
             member.name: pool.submit(_fit_in_worker, config, member, threads, reports, stop) for member in members
         }
         pending = set(futures.values())
         try:
-            with _ctrl_c_noted(stop.set):
-                while pending:
-                    done, pending = wait(pending, _SECONDS_BETWEEN_REPORTS, FIRST_EXCEPTION)
-                    _pass_on(reports, report)
-                    for future in done:
-                        future.result()
+            while pending:
+                done, pending = wait(pending, _SECONDS_BETWEEN_REPORTS, FIRST_EXCEPTION)
+                if arrived:
+                    stop.set()
+                _pass_on(reports, report)
+                for future in done:
+                    future.result()
         except BrokenProcessPool as error:
-            if stop.is_set():  # a worker that had not yet begun to ignore Ctrl-C
-                raise Interrupted("Interrupted before training began", "The same command begins again.") from error
+            if arrived:  # by a worker that was not training
+                raise Interrupted("Interrupted", "The same command continues from the last checkpoints.") from error
             raise SystemFailure(
                 "The process that was fitting a member was killed",
                 hint="Memory may have run out; fit one member at a time with `--jobs 1`.",
             ) from error
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():
-                process.terminate()
+                process.kill()
             raise
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -77,19 +89,23 @@ def fit_members(config: Config, members: Sequence[Classifier], jobs: int, report
 
 
 @contextmanager
-def _ctrl_c_noted(note: Callable[[], object]) -> Iterator[None]:
-    """The first Ctrl-C is noted, so that training ends with a checkpoint; another one interrupts as usual."""
+def _first_signal_noted() -> Iterator[Sequence[int]]:
+    """Yields the signals that arrived. The first one lets training end with a checkpoint; another one interrupts it."""
+    arrived: list[int] = []
 
-    def first(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        if len(arrived) > 1:
+            raise KeyboardInterrupt
         sys.stderr.write("interrupted: training ends after this step, with a checkpoint (Ctrl-C again: without)\n")
-        note()
 
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with stopped_by(note, (signal.SIGINT, signal.SIGTERM)):
+        try:
+            yield arrived
+        except Interrupted as error:
+            if arrived:
+                error.exit_code = 128 + arrived[0]
+            raise
 
 
 def _cores() -> int:
@@ -104,18 +120,34 @@ def _pass_on(reports: "Queue[Any]", report: MemberReport) -> None:
         return
 
 
-def _leave_ctrl_c_to_the_command() -> None:
-    """A terminal interrupts every process of a command; only the command itself tells its workers to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _follow_the_command(ignored: Sequence[int]) -> None:
+    """Signals may reach every process of a command, of which the command tells the others to stop. They end with it."""
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    command = multiprocessing.parent_process()
+    assert command is not None
+
+    def end_with_it() -> None:
+        command.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def _fit_in_worker(
     config: Config, member: Classifier, threads: int, reports: "Queue[Any]", stop: threading.Event
 ) -> Measured:
-    import torch
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())  # Between members it ends the process.
+    try:
+        import torch
 
-    torch.set_num_threads(threads)
-    return _fit_into_place(config, member, lambda *progress: reports.put(progress), stop.is_set)
+        torch.set_num_threads(threads)
+        return _fit_into_place(
+            config, member, lambda *progress: reports.put(progress), lambda: told.is_set() or stop.is_set()
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fit_into_place(config: Config, member: Classifier, report: MemberReport, stop: Callable[[], bool]) -> Measured:
