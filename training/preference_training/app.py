@@ -31,6 +31,7 @@ from preference_training.synthetic.generate import (
     source_stage,
 )
 from preference_training.terminal.messages import is_up_to_date, make_stage, say
+from preference_training.terminal.options import ConfigPath
 from preference_training.terminal.progress_bars import bars
 
 app = typer.Typer(
@@ -41,8 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
 
 
 def main() -> None:

@@ -3,17 +3,14 @@
 They choose files, call the other modules, and show what these return. `app` registers them.
 """
 
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from preference_core.ensemble.loading import ConfigFile, load_config, read_config_file
 from preference_core.ensemble.settings import Config
 from preference_core.errors import UserError
-from preference_core.structure import plain
 from preference_training.battles.baseline import baseline_stage, cross_validated, make_baseline, read_baseline
 from preference_training.battles.rows import read_battles, read_labelled
 from preference_training.combining.rules import Rule
@@ -25,12 +22,11 @@ from preference_training.files import check_input, check_target
 from preference_training.stages import is_same_file
 from preference_training.statistics.intervals import Bootstrap
 from preference_training.synthetic.generate import generation_of
-from preference_training.terminal.messages import make_stage, notes, show
+from preference_training.terminal.messages import make_stage, notes, show_result
+from preference_training.terminal.options import AsJson, ConfigPath
 from preference_training.terminal.progress_bars import bars
 from preference_training.terminal.tables import baseline_table, evaluation_tables, weights_table
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the bootstrap and the folds.")]
 Folds = Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")]
 
@@ -64,7 +60,7 @@ def baseline_command(
         make_stage(stage, lambda folder: make_baseline(folder, settings, baseline, labelled))
     data = read_labelled(labelled, settings.labels)
     result = cross_validated(data, settings.labels, baseline, folds, Bootstrap(seed=seed))
-    _print(result, [baseline_table(result)], as_json)
+    show_result(result, [baseline_table(result)], as_json)
 
 
 def predict_command(
@@ -136,7 +132,7 @@ def evaluate_command(
     if report is not None:
         report.write_text(report_of(settings.name, result), encoding="utf-8")
         notes.print(f"{report}: written")
-    _print(result, evaluation_tables(settings, result), as_json)
+    show_result(result, evaluation_tables(settings, result), as_json)
 
 
 def weights_command(
@@ -188,14 +184,7 @@ def weights_command(
     if is_included:
         use = f"`preference-export repository {config}` puts it into the repository"
     notes.print(f"{target}: written; {use}")
-    _print(result, [weights_table(settings, result)], as_json)
-
-
-def _print(result: Any, tables: Any, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
-        return
-    show(tables)
+    show_result(result, [weights_table(settings, result)], as_json)
 
 
 def _named(given: Path | None, settings: Config, config: Path, part: str) -> Path:

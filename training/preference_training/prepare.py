@@ -1,7 +1,5 @@
 """The commands that come before training: what a recipe trains, how data is split, and a tiny twin of an ensemble."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,15 +9,13 @@ from rich.table import Table
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import UserError
-from preference_core.structure import plain
 from preference_training.battles.split import make_split, split_stage
 from preference_training.files import check_input, check_target
 from preference_training.members import chosen_members
 from preference_training.synthetic.generate import generation_of
 from preference_training.synthetic.twin import write_twin
-from preference_training.terminal.messages import make_stage, notes, show
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The ensemble's TOML file.")]
+from preference_training.terminal.messages import make_stage, notes, show_result
+from preference_training.terminal.options import AsJson, ConfigPath
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def parameters_command(
     config: ConfigPath,
     member: Annotated[str | None, typer.Option(help="Count this member only.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count the parameters that each recipe trains, from the base's shape alone: no weights are needed."""
     from preference_training.fit.parameters import count_parameters
@@ -40,16 +36,13 @@ def parameters_command(
     settings = load_config(config, include_may_be_missing=True)
     chosen = chosen_members(settings, member, Classifier)
     counts = [count_parameters(each, len(settings.labels)) for each in chosen]
-    if as_json:
-        sys.stdout.write(json.dumps(plain(counts), indent=1) + "\n")
-        return
     table = Table("member", title=f"{settings.name}: parameters", title_justify="left")
     for heading in ("trainable", "all", "share"):
         table.add_column(heading, justify="right")
     for count in counts:
         share = f"{count.trainable / count.total:.4%}"
         table.add_row(count.member, f"{count.trainable:,}", f"{count.total:,}", share)
-    show([table])
+    show_result(counts, [table], as_json)
 
 
 def split_command(config: ConfigPath) -> None:

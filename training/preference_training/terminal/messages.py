@@ -3,6 +3,8 @@
 Paths and names are printed as they are: nothing in them is markup.
 """
 
+import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from preference_core.structure import plain
 from preference_training.stages import Stage
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def show(tables: Iterable[Table]) -> None:
-    """Prints tables on stdout."""
+def show_result(result: Any, tables: Iterable[Table], as_json: bool) -> None:
+    """Prints a result on stdout: the `tables` that show it, or itself as JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
+        return
     console = Console(highlight=False, markup=False, emoji=False)
     for table in tables:
         console.print(table)
