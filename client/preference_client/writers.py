@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from preference_client.rows import Failure, Prediction
 from preference_core.errors import UserError, escape_control_characters
-from preference_core.files.predictions import dropped_column, probability_columns
+from preference_core.files.predictions import dropped_column, probability_columns, texts_of_numbers
 from preference_core.files.rows import ID_COLUMN
 
 ERROR_COLUMNS = ("row", "id", "error")
@@ -88,8 +88,7 @@ def _csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 def _csv_body(batch: Any) -> bytes:
-    """Each number is the shortest text that gives the same 32-bit float again."""
-    return _csv_lines(zip(*(column.cast(pa.string()).to_pylist() for column in batch), strict=True))
+    return _csv_lines(zip(*map(texts_of_numbers, batch), strict=True))
 
 
 def _complete_parquet(stream: Path, output: Path) -> None:

@@ -4,6 +4,7 @@ It knows nothing of where predictions come from.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from preference_core.errors import UserError, nearest
 from preference_core.files.formats import RawRow
@@ -27,6 +28,14 @@ def member_columns(member: str, labels: Sequence[str]) -> list[str]:
 def dropped_column(member: str) -> str:
     """Column of the number of tokens that truncation cut for one member."""
     return f"{member}_dropped_tokens"
+
+
+def texts_of_numbers(column: Any) -> list[str]:
+    """An Arrow array as a file has it: of each FP32, the shortest text that gives the same number again."""
+    import pyarrow
+
+    texts: list[str] = column.cast(pyarrow.string()).to_pylist()
+    return texts
 
 
 def probabilities_of(row: RawRow, columns: Sequence[str]) -> list[float]:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ from preference_core.files.predictions import (
     member_columns,
     probabilities_of,
     probability_columns,
+    texts_of_numbers,
 )
 from preference_core.files.rows import ID_COLUMN, values_by_id
 from preference_training.statistics.intervals import Array
@@ -111,7 +111,7 @@ def read_member_predictions(paths: Sequence[Path], config: Config) -> dict[Path,
 
 
 def write_predictions(path: Path, predictions: Predictions, labels: Sequence[str]) -> None:
-    """Writes the CSV file that `preference-score` would: FP32 as the shortest text that gives the same number again."""
+    """Writes the CSV file that `preference-score` would."""
     header = [ID_COLUMN, *probability_columns(labels, predictions.members), *map(dropped_column, predictions.dropped)]
     floats = [predictions.ensemble, *predictions.members.values()]
     columns = [column for values in floats for column in np.asarray(values, dtype=np.float32).T]
@@ -119,12 +119,8 @@ def write_predictions(path: Path, predictions: Predictions, labels: Sequence[str
     with replaced_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(zip(predictions.ids, *(_texts(column) for column in columns), strict=True))
-
-
-def _texts(column: npt.NDArray[Any]) -> list[str]:
-    texts: list[str] = pa.array(np.ascontiguousarray(column)).cast(pa.string()).to_pylist()
-    return texts
+        texts = (texts_of_numbers(pa.array(np.ascontiguousarray(column))) for column in columns)
+        writer.writerows(zip(predictions.ids, *texts, strict=True))
 
 
 def _counts(path: Path, rows: Sequence[RawRow], column: str) -> npt.NDArray[np.int64]:
