@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from triton_messages import message_of
 
 from preference_core.artefacts.manifest import read_manifest, verify
 from preference_core.ensemble.settings import Build, Classifier
@@ -18,7 +19,6 @@ from preference_export.engine.operators import refusals
 from preference_export.engine.profiles import profiles_of
 from preference_export.engine.runtimes import gpu_architecture
 from preference_export.graph.precision import Dtypes
-from preference_export.repository.triton_config import message_of
 
 QUICK = "\nbuild = { workspace_mebibytes = 256, optimisation_level = 0 }"
 

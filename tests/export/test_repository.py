@@ -7,6 +7,7 @@ import signal
 import sys
 
 import pytest
+from triton_messages import message_of
 
 from preference_core import tensors
 from preference_core.artefacts.manifest import files_below, read_manifest, sha256_of, verify
@@ -17,7 +18,7 @@ from preference_core.errors import ArtefactError
 from preference_core.structure import structure
 from preference_export.kinds import jobs_of
 from preference_export.repository.assemble import assemble
-from preference_export.repository.triton_config import message_of, model_configs
+from preference_export.repository.triton_config import model_configs
 
 
 def content_of(folder):

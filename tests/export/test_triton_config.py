@@ -1,11 +1,12 @@
 """Triton configurations say what DESIGN says, for one member or many, and survive Triton's own protobuf."""
 
 import pytest
+from triton_messages import message_of
 from tritonclient.grpc import model_config_pb2 as triton
 
 from preference_core import tensors
 from preference_core.ensemble.settings import Classifier, Config, Serving
-from preference_export.repository.triton_config import HEADER, message_of, model_configs, text_of
+from preference_export.repository.triton_config import HEADER, model_configs, text_of
 
 SERVING = Serving(
     max_batch_size=8, max_queue_delay_microseconds=500, max_queue_size=99, queue_timeout_microseconds=7_000_000

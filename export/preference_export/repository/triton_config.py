@@ -43,11 +43,6 @@ def text_of(message: Any) -> str:
     return HEADER + str(text_format.MessageToString(message))
 
 
-def message_of(text: str) -> Any:
-    """The `ModelConfig` message of a `config.pbtxt`."""
-    return text_format.Parse(text, triton.ModelConfig())
-
-
 def tokenize_config(config: Config) -> Any:
     """Battles in, token ids of every member out. Before members on a GPU its queue has a cap, the ensemble's only one.
 
