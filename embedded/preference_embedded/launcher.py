@@ -33,7 +33,7 @@ MAX_START_CRASHES = 2
 HEALTH_TIMEOUT_S = 5.0
 #: The kernel takes 107 bytes for the path of a socket.
 LONGEST_FOLDER = 60
-#: Triton wants different ones, also where it listens on none.
+#: Triton needs different ones, even where it listens on none.
 UNUSED_PORTS = {"grpc": 1, "http": 2, "metrics": 3}
 PYTHON_VARIABLE = "PREFERENCE_SERVER_PYTHON"
 #: Clients do not need these and must not reach them: shared memory reads and writes this machine's memory.
@@ -96,21 +96,6 @@ class TritonServer:
         self._stubs: dict[int, str] = {}
         self._log_start = 0
         self._seal: Mapping[str, tuple[int, ...]] | None = None
-
-    @property
-    def grpc_url(self) -> str:
-        """`host:port` for gRPC clients."""
-        return self._url("grpc")
-
-    @property
-    def http_url(self) -> str:
-        """`host:port` for HTTP clients."""
-        return self._url("http")
-
-    @property
-    def metrics_url(self) -> str:
-        """`host:port` at which Prometheus finds `/metrics`."""
-        return self._url("metrics")
 
     @property
     def urls(self) -> Mapping[str, str]:
@@ -301,7 +286,7 @@ class TritonServer:
             time.sleep(POLL_INTERVAL_S)
 
     def _ready(self) -> bool:
-        connection = _connection(self.http_url)
+        connection = _connection(self._url("http"))
         try:
             connection.request("GET", "/v2/health/ready")
             return connection.getresponse().status == http.HTTPStatus.OK

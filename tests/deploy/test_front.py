@@ -277,7 +277,7 @@ def test_scores_through_the_front_are_the_demos_and_both_servers_worked(
     assert client.returncode == 0, said
     assert (tmp_path / "predictions.csv").read_bytes() == PREDICTIONS.read_bytes()
     for server in servers:
-        with triton.InferenceServerClient(server.grpc_url) as direct:
+        with triton.InferenceServerClient(server.urls["grpc"]) as direct:
             (statistics,) = direct.get_inference_statistics(tensors.ENSEMBLE).model_stats
             assert statistics.inference_stats.success.count > 100
 
@@ -486,7 +486,7 @@ def replace(
 
 def answered(server: TritonServer) -> int:
     """How many battles a server has answered."""
-    with triton.InferenceServerClient(server.grpc_url) as direct:
+    with triton.InferenceServerClient(server.urls["grpc"]) as direct:
         (statistics,) = direct.get_inference_statistics(tensors.ENSEMBLE).model_stats
         return int(statistics.inference_stats.success.count)
 

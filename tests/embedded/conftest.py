@@ -204,7 +204,7 @@ def connect() -> Iterator[Callable[[str], Client]]:
 @pytest.fixture
 def client(server: TritonServer, connect: Callable[[str], Client]) -> Client:
     """A client of `server`."""
-    return connect(server.grpc_url)
+    return connect(server.urls["grpc"])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -51,10 +51,10 @@ def test_a_clean_stop_leaves_no_process_no_shared_memory_and_no_file(
 
 def test_metrics_with_latency_summaries_are_served_on_loopback(server: TritonServer, client: Any) -> None:
     client.ask("doubled", {"x": np.zeros((1, 3), np.float32)}, ["y"])
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{server.urls['metrics']}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     assert 'nv_inference_request_summary_us_count{model="doubled"' in text
-    assert server.metrics_url.startswith("127.0.0.1:")
+    assert server.urls["metrics"].startswith("127.0.0.1:")
 
 
 def test_clients_cannot_reach_shared_memory_traces_or_log_settings(client: Any) -> None:
@@ -69,7 +69,7 @@ def test_clients_cannot_reach_shared_memory_traces_or_log_settings(client: Any) 
 
 
 def test_a_busy_port_is_named_with_its_holder(server: TritonServer, repository: Path) -> None:
-    port = int(server.grpc_url.rsplit(":", 1)[1])
+    port = int(server.urls["grpc"].rsplit(":", 1)[1])
     with pytest.raises(
         ServerError, match=rf"Port {port} for grpc is in use by `tritonserver` \(process {server.pid}\)"
     ):
@@ -184,7 +184,7 @@ def test_the_death_of_a_model_process_is_noticed_and_a_restart_serves_again(
     repository: Path, hasty: Callable[..., Options], connect: Callable[[str], Any], wait_until: Callable[..., bool]
 ) -> None:
     with TritonServer(hasty(repository)) as server:
-        url = server.grpc_url
+        url = server.urls["grpc"]
         assert server.lost() is None
         stubs = processes.stubs_of(server.pid)
         victim = next(pid for pid, instance in stubs.items() if instance == "sums_0_0")
@@ -192,7 +192,7 @@ def test_the_death_of_a_model_process_is_noticed_and_a_restart_serves_again(
         assert wait_until(lambda: server.lost() is not None)
         assert server.lost() == f"process {victim} of model instance `sums_0_0` died"
         server.restart()
-        assert server.grpc_url == url
+        assert server.urls["grpc"] == url
         assert server.lost() is None
         answer = connect(url).ask("sums", {"ids": np.array([[1, 2]], np.int32)}, ["sums"])
         assert answer["sums"].tolist() == [[3.0, 2.0]]
@@ -232,12 +232,12 @@ def test_a_private_server_has_no_port_and_lets_nobody_else_in(
     repository: Path, hasty: Callable[..., Options], connect: Callable[[str], Any]
 ) -> None:
     with TritonServer(hasty(repository, private=True)) as server:
-        folder = Path(server.grpc_url.removeprefix("unix:")).parent
+        folder = Path(server.urls["grpc"].removeprefix("unix:")).parent
         assert folder.stat().st_mode & 0o777 == 0o700
         inodes = {os.readlink(link) for link in Path(f"/proc/{server.pid}/fd").iterdir()}
         listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         assert not [fields for fields in listening if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes]
-        answer = connect(server.grpc_url).ask("sums", {"ids": np.array([[1, 2]], np.int32)}, ["sums"])
+        answer = connect(server.urls["grpc"]).ask("sums", {"ids": np.array([[1, 2]], np.int32)}, ["sums"])
         assert answer["sums"].tolist() == [[3.0, 2.0]]
     assert not folder.exists()
 
@@ -249,7 +249,7 @@ def test_a_repository_below_any_path_is_served(
     repository = tmp_path / name / "repository"
     write_model(repository, "doubled", configs["doubled"], models["doubled"])
     with TritonServer(hasty(repository, start_timeout_s=30)) as server:
-        answer = connect(server.grpc_url).ask("doubled", {"x": np.ones((1, 3), np.float32)}, ["y"])
+        answer = connect(server.urls["grpc"]).ask("doubled", {"x": np.ones((1, 3), np.float32)}, ["y"])
     assert answer["y"].tolist() == [[2, 2, 2]]
 
 

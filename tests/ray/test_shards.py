@@ -92,7 +92,7 @@ def start(shards: Path, tmp_path: Path, ray: str, server: TritonServer) -> Calla
 
     def run(*options: str) -> "subprocess.Popen[str]":
         line = [program("preference-score-shards"), str(shards), "-o", str(tmp_path / "predictions"), "--ray", ray]
-        line += ["--url", server.grpc_url, *options]
+        line += ["--url", server.urls["grpc"], *options]
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return run

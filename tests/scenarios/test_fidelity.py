@@ -17,7 +17,7 @@ EDGE_BATTLES = [
 
 
 def largest_difference(server, reference, battles):
-    with Scorer(server.grpc_url) as scorer:
+    with Scorer(server.urls["grpc"]) as scorer:
         answers = list(scorer.score_many(battles))
     assert len(answers) == len(battles)
     expected = np.stack([reference.probabilities(battle) for battle in battles])
@@ -40,9 +40,9 @@ def test_real_battles_score_as_transformers_scores_them(server, reference, real_
 
 
 def test_a_battle_scores_the_same_alone_and_among_others(server, battles):
-    with Scorer(server.grpc_url, max_in_flight=64) as scorer:
+    with Scorer(server.urls["grpc"], max_in_flight=64) as scorer:
         together = np.stack([answer.probabilities for answer in scorer.score_many(battles[:100] * 2)])
-    with Scorer(server.grpc_url, max_in_flight=1) as scorer:
+    with Scorer(server.urls["grpc"], max_in_flight=1) as scorer:
         alone = np.stack([answer.probabilities for answer in scorer.score_many(battles[:100])])
     assert np.abs(together[:100] - alone).max() <= 1e-5
     assert np.abs(together[100:] - alone).max() <= 1e-5
@@ -50,7 +50,7 @@ def test_a_battle_scores_the_same_alone_and_among_others(server, battles):
 
 def test_the_symmetric_ensemble_does_not_depend_on_the_order_of_the_responses(server, reference, battles):
     some = battles[:40]
-    with Scorer(server.grpc_url, symmetric=True) as scorer:
+    with Scorer(server.urls["grpc"], symmetric=True) as scorer:
         given = np.stack([answer.probabilities for answer in scorer.score_many(some)])
         swapped = np.stack([answer.probabilities for answer in scorer.score_many([b.swapped() for b in some])])
     assert np.abs(given - swapped[:, [1, 0, 2]]).max() <= 1e-6
@@ -60,6 +60,6 @@ def test_the_symmetric_ensemble_does_not_depend_on_the_order_of_the_responses(se
 
 
 def test_weights_sent_with_a_request_replace_the_configured_ones(server, reference, battles):
-    with Scorer(server.grpc_url, weights={"gemma": 1.0, "llama": 0.0}) as scorer:
+    with Scorer(server.urls["grpc"], weights={"gemma": 1.0, "llama": 0.0}) as scorer:
         answer = scorer.score(battles[0])
     assert np.abs(answer.probabilities - answer.member_probabilities[0]).max() <= 1e-6

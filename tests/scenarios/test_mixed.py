@@ -72,8 +72,8 @@ def test_an_unchecked_member_is_refused_unless_asked_for_and_named_in_the_server
     )
     with (
         TritonServer(options) as server,
-        Scorer(server.grpc_url) as scorer,
-        Scorer(server.grpc_url, symmetric=True) as symmetric,
+        Scorer(server.urls["grpc"]) as scorer,
+        Scorer(server.urls["grpc"], symmetric=True) as symmetric,
     ):
         battles = [battle_from_row(row) for row in demo.rows("data/test.csv")[:24]]
         answers, averaged = list(scorer.score_many(battles)), list(symmetric.score_many(battles))

@@ -114,7 +114,10 @@ def test_the_ensemble_keeps_its_log_loss_on_battles_that_nothing_was_calibrated_
 
 def test_a_battle_among_200_others_scores_as_it_does_alone_in_every_precision(precise_server, battles):
     """A scale over all that is run together would change dynamic INT8 by up to 0.08."""
-    with Scorer(precise_server.grpc_url, max_in_flight=64) as together, Scorer(precise_server.grpc_url) as alone:
+    with (
+        Scorer(precise_server.urls["grpc"], max_in_flight=64) as together,
+        Scorer(precise_server.urls["grpc"]) as alone,
+    ):
         among = list(together.score_many(battles[:200]))
         for number in range(0, 200, 8):
             lone = alone.score(battles[number])

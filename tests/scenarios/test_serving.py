@@ -31,7 +31,7 @@ def battle_inputs(**changes):
 
 @pytest.fixture
 def infer(server):
-    with grpc.InferenceServerClient(server.grpc_url) as client:
+    with grpc.InferenceServerClient(server.urls["grpc"]) as client:
         yield lambda inputs: client.infer(tensors.ENSEMBLE, inputs, client_timeout=30)
 
 
@@ -48,9 +48,9 @@ def executions(client, model):
 
 
 def test_no_battle_shares_an_execution_of_an_engine_on_a_cpu(server, battles):
-    with grpc.InferenceServerClient(server.grpc_url) as client:
+    with grpc.InferenceServerClient(server.urls["grpc"]) as client:
         before = {name: executions(client, name) for name in ("gemma", "llama")}
-        with Scorer(server.grpc_url, max_in_flight=64) as scorer:
+        with Scorer(server.urls["grpc"], max_in_flight=64) as scorer:
             answers = list(scorer.score_many(battles[:200]))
         assert len({tuple(answer.token_counts) for answer in answers}) > 10
         for name, (inferences, runs) in before.items():
@@ -63,7 +63,7 @@ def test_no_battle_shares_an_execution_of_an_engine_on_a_cpu(server, battles):
 def test_battles_in_both_orders_do_not_stall(server, battles):
     """Where a queue has a batcher, one in four of them waited for half a second that two steps share a model."""
     waits = []
-    with Scorer(server.grpc_url, symmetric=True) as scorer:
+    with Scorer(server.urls["grpc"], symmetric=True) as scorer:
         for battle in battles[:150]:
             began = time.perf_counter()
             scorer.score(battle)
@@ -82,7 +82,7 @@ def test_both_engines_of_one_battle_run_at_the_same_time(demo, battles, tmp_path
     )
     with (
         TritonServer(options) as server,
-        Scorer(server.grpc_url, max_in_flight=1) as scorer,
+        Scorer(server.urls["grpc"], max_in_flight=1) as scorer,
     ):
         longest = sorted(battles, key=lambda battle: -sum(map(len, battle.response_a + battle.response_b)))[:20]
         list(scorer.score_many(longest))
@@ -163,7 +163,7 @@ def test_weights_of_the_wrong_length_are_refused(infer):
 
 
 def test_a_bad_request_does_not_disturb_its_neighbours(server, infer, battles):
-    with Scorer(server.grpc_url) as scorer:
+    with Scorer(server.urls["grpc"]) as scorer:
         expected = scorer.score(battles[0]).probabilities
         for _ in range(20):
             refused(infer, battle_inputs(response_a=[b"\xff"]))
@@ -172,7 +172,7 @@ def test_a_bad_request_does_not_disturb_its_neighbours(server, infer, battles):
 
 def test_text_beyond_the_limit_is_cut_and_reported(server):
     text = "Some words of a very long answer. " * 300_000
-    with Scorer(server.grpc_url, timeout_s=60) as scorer:
+    with Scorer(server.urls["grpc"], timeout_s=60) as scorer:
         answer = scorer.score({"prompt": "Why?", "response_a": "Because.", "response_b": text})
     assert np.isfinite(answer.probabilities).all()
     assert answer.dropped_tokens[:, 2].min() > 100_000
@@ -181,7 +181,7 @@ def test_text_beyond_the_limit_is_cut_and_reported(server):
 
 def test_empty_and_missing_text_has_a_score_that_is_always_the_same(server):
     rows = [{"prompt": p, "response_a": p, "response_b": p} for p in ("", "[]", "[null]", '[""]')]
-    with Scorer(server.grpc_url) as scorer:
+    with Scorer(server.urls["grpc"]) as scorer:
         answers = np.stack([scorer.score(row).probabilities for row in rows * 2])
     assert np.abs(answers - answers[0]).max() <= 1e-6
     assert answers.sum(axis=1) == pytest.approx(1, abs=1e-6)
@@ -189,7 +189,7 @@ def test_empty_and_missing_text_has_a_score_that_is_always_the_same(server):
 
 def metrics(server):
     """Values of the server's metrics by name and labels."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://{server.urls['metrics']}/metrics", timeout=10) as response:
         lines = re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", response.read().decode(), re.MULTILINE)
     return {(name, labels): float(value) for name, labels, value in lines}
 
@@ -199,7 +199,7 @@ def test_tokens_shortened_special_and_refused_battles_are_counted(server, demo, 
         return {key: value for key, value in metrics(server).items() if key[0].startswith("preference_")}
 
     before = counted()
-    with Scorer(server.grpc_url) as scorer:
+    with Scorer(server.urls["grpc"]) as scorer:
         short, long = ({"prompt": text, "response_a": "Yes.", "response_b": "No."} for text in ("Why?", "Why? " * 5000))
         predictions = [scorer.score(row) for row in (short, long, short | {"response_a": "No."})]
     refused(infer, battle_inputs(response_b=[b"\xff"]))

@@ -25,7 +25,7 @@ def test_a_battle_with_a_trace_context_and_no_other_gives_spans_of_the_ensemble_
             log_file=tmp_path / "server.log",
             extra_arguments=tuple(tracing(collector.url)),
         )
-        with TritonServer(options) as server, Scorer(server.grpc_url) as scorer:
+        with TritonServer(options) as server, Scorer(server.urls["grpc"]) as scorer:
             # The bundled release sometimes loses the first trace after its start (docs/known_issues.md).
             _, *traced = [scorer.score(battles[0], traceparent=f"00-{trace}-{CALLER}-01") for trace in (FIRST, *TRACES)]
             assert (traced[0].probabilities == scorer.score(battles[0]).probabilities).all()
