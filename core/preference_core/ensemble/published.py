@@ -9,14 +9,30 @@ from typing import Any
 Shape = Mapping[str, Any]
 
 
-def _llama3_rope(factor: float) -> dict[str, Any]:
+def llama3_rope(factor: float, original_positions: int = 8192) -> dict[str, Any]:
+    """The rotary parameters of Llama-3.1 and later: stretched from a context of `original_positions`."""
     return {
         "rope_type": "llama3",
         "rope_theta": 500_000.0,
         "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
+        "original_max_position_embeddings": original_positions,
+    }
+
+
+def rope(theta: float) -> dict[str, Any]:
+    """Rotary parameters that stretch nothing."""
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+def _sizes(hidden: int, intermediate: int, *, layers: int, heads: int, key_value_heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
     }
 
 
@@ -30,83 +46,50 @@ _GEMMA_2: Shape = {
     "sliding_window": 4096,
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "rope_parameters": rope(10_000.0),
     "tie_word_embeddings": True,
 }
-_GEMMA_2_2B: Shape = {
-    **_GEMMA_2,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-}
-_GEMMA_2_9B: Shape = {
-    **_GEMMA_2,
-    "hidden_size": 3584,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 42,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-}
+_GEMMA_2_2B: Shape = {**_GEMMA_2, **_sizes(2304, 9216, layers=26, heads=8, key_value_heads=4)}
+_GEMMA_2_9B: Shape = {**_GEMMA_2, **_sizes(3584, 14336, layers=42, heads=16, key_value_heads=8)}
 _LLAMA_3_8B: Shape = {
     "model_type": "llama",
     "vocab_size": 128_256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
+    **_sizes(4096, 14336, layers=32, heads=32, key_value_heads=8),
     "head_dim": 128,
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+    "rope_parameters": rope(500_000.0),
     "tie_word_embeddings": False,
 }
-_LLAMA_3_1_8B: Shape = {
-    **_LLAMA_3_8B,
-    "max_position_embeddings": 131_072,
-    "rope_parameters": _llama3_rope(8.0),
-}
+_LLAMA_3_1_8B: Shape = {**_LLAMA_3_8B, "max_position_embeddings": 131_072, "rope_parameters": llama3_rope(8.0)}
 _LLAMA_3_2_3B: Shape = {
     **_LLAMA_3_1_8B,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "rope_parameters": _llama3_rope(32.0),
+    **_sizes(3072, 8192, layers=28, heads=24, key_value_heads=8),
+    "rope_parameters": llama3_rope(32.0),
     "tie_word_embeddings": True,
 }
 _QWEN2_1_5B: Shape = {
     "model_type": "qwen2",
     "vocab_size": 151_936,
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
+    **_sizes(1536, 8960, layers=28, heads=12, key_value_heads=2),
     "max_position_embeddings": 32_768,
     "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    "rope_parameters": rope(1_000_000.0),
     "tie_word_embeddings": True,
 }
 
 _GEMMA_3_1B: Shape = {
     "model_type": "gemma3_text",
     "vocab_size": 262_144,
-    "hidden_size": 1152,
-    "intermediate_size": 6912,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
+    **_sizes(1152, 6912, layers=26, heads=4, key_value_heads=1),
     "head_dim": 256,
     "query_pre_attn_scalar": 256,
     "sliding_window": 512,
     "max_position_embeddings": 32_768,
     "rms_norm_eps": 1e-6,
     "rope_parameters": {
-        "full_attention": {"rope_type": "default", "rope_theta": 1_000_000.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        "full_attention": rope(1_000_000.0),
+        "sliding_attention": rope(10_000.0),
     },
     "tie_word_embeddings": True,
 }
@@ -114,29 +97,21 @@ _GEMMA_3_270M: Shape = {**_GEMMA_3_1B, "hidden_size": 640, "intermediate_size": 
 _QWEN3_0_6B: Shape = {
     "model_type": "qwen3",
     "vocab_size": 151_936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
+    **_sizes(1024, 3072, layers=28, heads=16, key_value_heads=8),
     "head_dim": 128,
     "max_position_embeddings": 40_960,
     "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    "rope_parameters": rope(1_000_000.0),
     "tie_word_embeddings": True,
 }
 _MISTRAL_7B: Shape = {
     "model_type": "mistral",
     "vocab_size": 32_000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
+    **_sizes(4096, 14336, layers=32, heads=32, key_value_heads=8),
     "sliding_window": 4096,
     "max_position_embeddings": 32_768,
     "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "rope_parameters": rope(10_000.0),
     "tie_word_embeddings": False,
 }
 

@@ -6,8 +6,9 @@ knows neither gRPC nor HTTP.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -64,14 +65,16 @@ class Ensemble:
     versions: frozenset[str]
     members: int
     labels: int
-    inputs: Mapping[str, tensors.Tensor] = field(init=False)
-    outputs: frozenset[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        inputs = (*tensors.BATTLE_INPUTS, tensors.weights(self.members))
-        outputs = tensors.answer(self.members, self.labels)
-        object.__setattr__(self, "inputs", {tensor.name: tensor for tensor in inputs})
-        object.__setattr__(self, "outputs", frozenset(tensor.name for tensor in outputs))
+    @cached_property
+    def inputs(self) -> Mapping[str, tensors.Tensor]:
+        """What may come in, by name."""
+        return {tensor.name: tensor for tensor in (*tensors.BATTLE_INPUTS, tensors.weights(self.members))}
+
+    @cached_property
+    def outputs(self) -> frozenset[str]:
+        """What may be asked for."""
+        return frozenset(tensor.name for tensor in tensors.answer(self.members, self.labels))
 
 
 def ensemble_named(name: str, version: str, ensembles: Mapping[str, Ensemble]) -> Ensemble:

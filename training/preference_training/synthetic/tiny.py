@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preference_core.ensemble.published import llama3_rope, rope
 from preference_core.errors import ConfigError
 from preference_training.synthetic.tiny_tokenizer import Family, TinyTokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-#: Llama-3.1's stretch of the rotary frequencies. Its original context is scaled down with the models.
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 1024,
-}
+#: Positions that Llama-3.1's rotary frequencies were stretched from, scaled down with the models.
+ORIGINAL_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
@@ -82,22 +76,16 @@ def model_config(base: TinyBase, tokenizer: TinyTokenizer) -> "PretrainedConfig"
         "sliding_window": base.sliding_window,
         "head_dim": base.head_dim,
     }
+    llama = llama3_rope(8.0, ORIGINAL_POSITIONS) if base.stretched_rope else rope(500_000.0)
+    qwen = rope(1_000_000.0)
     family: dict[str, dict[str, Any]] = {
         "gemma2": gemma,
         # Every sixth layer sees all, in a short model the last one.
         "gemma3_text": {**gemma, "sliding_window_pattern": min(6, base.layers)},
-        "llama": {
-            "rope_parameters": LLAMA3_ROPE
-            if base.stretched_rope
-            else {"rope_type": "default", "rope_theta": 500_000.0},
-            "head_dim": base.head_dim,
-        },
+        "llama": {"rope_parameters": llama, "head_dim": base.head_dim},
         "mistral": {"sliding_window": base.sliding_window, "head_dim": base.head_dim},
-        "qwen2": {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}},
-        "qwen3": {
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
-            "head_dim": base.head_dim,
-        },
+        "qwen2": {"rope_parameters": qwen},
+        "qwen3": {"rope_parameters": qwen, "head_dim": base.head_dim},
     }
     if base.architecture == "qwen2" and base.head_dim * base.heads != base.hidden_size:
         raise ConfigError("`head_dim` times `heads` must be `hidden_size` for qwen2, which has no key for it")
