@@ -137,7 +137,7 @@ class Servers:
             if ends_s is None and self._ensemble is not None:
                 ends_s = time.monotonic() + GRACE_S
         errors = [server.error for server in self._servers if server.error is not None]
-        errors.sort(key=lambda error: isinstance(error, UnavailableError))  # A server that is away is no mistake.
+        errors.sort(key=lambda error: isinstance(error, UnavailableError))  # A server that is away is not a mistake.
         if errors and (self._ensemble is None or not isinstance(errors[0], UnavailableError)):
             self._close_all()
             raise errors[0]

@@ -44,7 +44,7 @@ class BatchInput:
     def values(self, shape: tuple[int, ...]) -> Array:
         """The tensor for a request whose input `source` has `shape`, batch dimension included.
 
-        Elements are counted per request, as Triton does; hence only ragged requests with a batch of 1 make sense.
+        Elements are counted per request, as Triton does, so only ragged requests with a batch of 1 make sense.
         """
         count = int(np.prod(shape))
         values: Any = [count]

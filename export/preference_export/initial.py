@@ -191,7 +191,7 @@ def _labels(page: Page, found: Sequence[Found]) -> tuple[str, ...]:
         sizes = ", ".join(f"`{each.adapter or each.base}` {each.head}" for each in found)
         raise UserError(
             f"The members of an ensemble have the same labels; their heads have: {sizes}",
-            hint="0 is no head at all: train with task_type SEQ_CLS, so that PEFT saves `score`.",
+            hint="0 means that there is no head: train with task_type SEQ_CLS, so that PEFT saves `score`.",
         )
     (head,) = heads
     named = next((each.labels for each in found if each.labels), ())

@@ -146,7 +146,7 @@ def test_what_no_trial_explains_says_so(against):
     ("change", "message"),
     [
         (("winner_tie", "winner_tied"), "there is no column `winner_tie`"),
-        (("four,", "five,"), "has the id `five`, which `own_battles.csv` has not"),
+        (("four,", "five,"), "has the id `five`, which `own_battles.csv` lacks"),
         (("two,0.", "two,2."), "do not sum to 1"),
         (("two,0.", "3,0."), "the id `3` is repeated"),
     ],

@@ -45,7 +45,7 @@ class FileRecord:
 class Manifest:
     """`kind` says what the folder holds; `files` maps relative POSIX paths to their records.
 
-    `empty_folders` are those in which there is no file (an ensemble's version, which Triton needs nevertheless).
+    `empty_folders` are those in which there is no file (an ensemble's version: Triton needs the folder).
     `made_from` is whatever decides the content (configuration, hashes of inputs); `versions` the packages that made it;
     `parity` the measured differences from the original model; `details` anything else worth knowing.
     """

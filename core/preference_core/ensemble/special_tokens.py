@@ -56,7 +56,7 @@ def voices_of(checkpoint: Path, settings: TokenisationSettings) -> dict[str, Aro
 def check_special_tokens(
     member: Classifier, origin: str, settings: TokenisationSettings, voices: Mapping[str, Around], *, own: bool = False
 ) -> None:
-    """Raises `ArtefactError` where one of `voices` says otherwise than the template, unless `special_tokens` allows it.
+    """Raises `ArtefactError` where one of `voices` disagrees with the template, unless `special_tokens` allows it.
 
     `own` says that the tokenizer was saved with the adapter. It then is the one of training, and `special_tokens` only
     decides where its voices contradict each other.

@@ -26,7 +26,10 @@ COUNTERS = {
     DROPPED_TOKENS: ("Token ids that did not fit a member's maximum", "member"),
     SHORTENED: ("Battles that did not fit a member's maximum", "member"),
     BATTLES: ("Battles by the special case that they are", "case"),
-    REFUSED: ("Battles that were refused, by the field that is wrong; `request` and `internal` are no field", "field"),
+    REFUSED: (
+        "Battles that were refused, by the field that is wrong; `request` and `internal` are not fields",
+        "field",
+    ),
 }
 
 

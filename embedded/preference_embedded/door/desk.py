@@ -1,6 +1,6 @@
 """What the door does with a request, whichever protocol it came by: checks it, lets it in or not, waits for the answer.
 
-Everything here belongs to one event loop. A battle whose client has gone is answered all the same.
+Everything here belongs to one event loop. A battle whose client has gone is answered anyway.
 """
 
 import asyncio

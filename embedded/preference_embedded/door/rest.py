@@ -17,7 +17,7 @@ from preference_embedded.door.contract import invalid, shown
 #: Parsing JSON stops everything else meanwhile; a battle that is longer may be sent by gRPC, or as binary data.
 MAX_JSON_BYTES = 4 * 2**20
 BINARY_SIZE = "binary_data_size"
-#: How a client wants its answer: it always gets JSON.
+#: How a client asks for its answer to be written: it always gets JSON.
 BINARY_WISHES = frozenset({"binary_data_output", "binary_data"})
 FORMATS = {"FP32": "f", "INT32": "i"}
 

@@ -227,7 +227,7 @@ def _refuse_unsupported(config: Any) -> None:
     check_family(config.model_type)
     if getattr(config, "auto_map", None):
         raise ArchitectureError(
-            "The checkpoint wants to run its own code (`auto_map` in config.json)",
+            "The checkpoint asks to run its own code (`auto_map` in config.json)",
             hint="Remote code is never run. Use the checkpoint's plain `transformers` form.",
         )
     quantisation = getattr(config, "quantization_config", None)

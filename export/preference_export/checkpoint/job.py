@@ -74,7 +74,7 @@ class Job(ABC, Generic[M_co]):
         """What the exported member is compared with."""
 
     def check_reading(self, battles: Iterable[Battle]) -> None:
-        """Raises `ArtefactError` where Transformers reads one of the battles otherwise than the exported tokenizer."""
+        """Raises `ArtefactError` where Transformers and the exported tokenizer read one of the battles differently."""
 
     def calibrate(self) -> bool | None:
         """Measures the ranges of activations; False when they were up to date, None where none are needed."""

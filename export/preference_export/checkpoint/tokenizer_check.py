@@ -43,7 +43,7 @@ def tokenizer_of(source: Source) -> Checkpoint:
 
 
 def check_reading(member: Classifier, source: Source, settings: TokenisationSettings) -> None:
-    """Raises `ArtefactError` where the tokenizer of training would have read a text otherwise than the exported one.
+    """Raises `ArtefactError` where the tokenizer of training would have read a text differently from the exported one.
 
     The tokenizers of training are those saved with the adapters; where there are none, it is the base's.
     """
@@ -81,7 +81,7 @@ def check_same_ids(checkpoint: Checkpoint, auto: Any, texts: Iterable[str]) -> N
             continue
         first = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
         raise ArtefactError(
-            f"Transformers reads texts otherwise than {TOKENIZER_FILE} of `{checkpoint.origin}`: of "
+            f"Transformers reads texts differently from {TOKENIZER_FILE} of `{checkpoint.origin}`: of "
             f"{shortened(text)!r}, `{type(auto).__name__}` makes {_tokens(auto, theirs[first:])} where "
             f"{TOKENIZER_FILE} makes {_tokens(auto, ours[first:])}",
             hint="If training used Transformers as it is installed here, save the tokenizer again with "
@@ -180,7 +180,7 @@ def check_ids(source: Source, settings: TokenisationSettings) -> list[str]:
 def _different(other: Checkpoint, adapter: Checkpoint, part: str) -> ArtefactError:
     return ArtefactError(
         f"The tokenizer beside the adapter `{adapter.origin}` is not that of `{other.origin}`: their `{part}` differ",
-        hint=f"Text would be read otherwise than in training. Use a base with the adapter's {TOKENIZER_FILE}, or "
+        hint=f"Text would be read differently than in training. Use a base with the adapter's {TOKENIZER_FILE}, or "
         "remove that file from the adapter if it was never used.",
     )
 

@@ -1,6 +1,6 @@
 """Writes merged weights as a Hugging Face checkpoint: sharded safetensors, one tensor at a time.
 
-The safetensors format is small (a length, a JSON header, the data), and the library's own writer wants all tensors of
+The safetensors format is small (a length, a JSON header, the data), and the library's own writer needs all tensors of
 a file in memory at once.
 """
 

@@ -67,7 +67,7 @@ def compare_with_owner(
     known = values_by_id(battles, lambda row: _battle(row, config.labels))
     unknown = next((identity for identity in theirs if identity not in known), None)
     if unknown is not None or not theirs:
-        what = "holds no predictions" if unknown is None else f"has the id `{unknown}`, which `{battles}` has not"
+        what = "holds no predictions" if unknown is None else f"has the id `{unknown}`, which `{battles}` lacks"
         raise UserError(f"`{predictions}` {what}", hint="Name the file that was scored with `--battles`.")
     ids = [identity for identity in known if identity in theirs]
     texts = [known[identity][0] for identity in ids]

@@ -50,7 +50,7 @@ def check_machine(member: Classifier, recipe: Recipe) -> None:
 
 
 def lora_settings(recipe: Recipe, layers: int, heads: Sequence[str] = ("score",)) -> LoraConfig:
-    """PEFT's settings for a base of `layers` layers: LoRA where the recipe wants it, and heads trained whole."""
+    """PEFT's settings for a base of `layers` layers: LoRA where the recipe puts it, and heads trained whole."""
     return LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=recipe.rank,

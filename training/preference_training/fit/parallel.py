@@ -121,7 +121,7 @@ def _pass_on(reports: "Queue[Any]", report: MemberReport) -> None:
 
 
 def _follow_the_command(ignored: Sequence[int]) -> None:
-    """Signals may reach every process of a command, of which the command tells the others to stop. They end with it."""
+    """A signal may reach all processes of a command, which itself tells the others to stop. They end when it has."""
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     command = multiprocessing.parent_process()
