@@ -13,20 +13,40 @@ TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf
 VARIABLE = "…"
 
 
-def texts_of(path):
-    """Every text in a file; what is filled in is `…`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-        elif isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else VARIABLE for part in node.values)
+def constants_of(tree):
+    """The texts of a file that have a name."""
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(name)], value=ast.Constant(str(text))):
+                yield name, text
+
+
+def texts_of(tree, constants):
+    """Every text in a file; what is filled in is `…`, unless it is one of `constants`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(str(text)):
+                yield text
+            case ast.JoinedStr(parts):
+                yield "".join(filled(part, constants) for part in parts)
+
+
+def filled(part, constants):
+    match part:
+        case ast.Constant(value):
+            return str(value)
+        case ast.FormattedValue(ast.Name(name)):
+            return constants.get(name, VARIABLE)
+    return VARIABLE
 
 
 @pytest.fixture(scope="module")
 def printed():
     paths = [path for part in ROOT.glob("*/preference_*") for path in part.rglob("*.py")]
     paths += (ROOT / "model_repository").rglob("*.py")
-    return "\n".join(text for path in paths for text in texts_of(path))
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    constants = dict(pair for tree in trees for pair in constants_of(tree))
+    return "\n".join(text for tree in trees for text in texts_of(tree, constants))
 
 
 @pytest.mark.parametrize("quote", re.findall("“(.*?)”", TROUBLESHOOTING))
