@@ -185,13 +185,13 @@ def growth(bench: Bench) -> None:
 
 def main(
     quick: Annotated[bool, typer.Option(help="This service, Transformers and vLLM only.")] = False,
-    rows: Annotated[int | None, typer.Option(help="Battles; 24 for --quick, else 40.", min=2)] = None,
+    rows: Annotated[int | None, typer.Option(help="Battles; 16 for --quick, else 40.", min=2)] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of each comparison.", min=1)] = 3,
     folder: Annotated[Path, typer.Option(help="Where everything is made.")] = Path("build/bench"),
 ) -> None:
     """Writes FOLDER/bench.json, bench.html and plots, and prints the tables as Markdown."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that nothing that was started stays.
-    battles = battles_for(rows or (24 if quick else 40))
+    battles = battles_for(rows or (16 if quick else 40))
     kind = "real" if os.environ.get(REAL_BATTLES) else "generated"
     folder.mkdir(parents=True, exist_ok=True)
     write_checkpoints(folder, SHAPES, battles)

@@ -106,7 +106,10 @@ class Service:
 
 
 class Peer:
-    """A peer in its own environment: a process for each member, which run one after the other, or `at_once`."""
+    """A peer in its own environment: a process for each member, which run one after the other, or `at_once`.
+
+    They are stopped while others are measured: some libraries keep a core busy with waiting for work.
+    """
 
     versions: Mapping[str, str]
 
@@ -132,8 +135,10 @@ class Peer:
             self.processes[member] = _started(command, self._folder)
         for process in self.processes.values():
             self.versions = json.loads(_line(process, self.name))["ready"]
+        self._signal(signal.SIGSTOP)
 
     def run(self, count: int | None = None, one_by_one: bool = False) -> Answer:
+        self._signal(signal.SIGCONT)
         members = list(self.processes)
         start = time.perf_counter()
         groups = [members] if self._at_once else [[member] for member in members]
@@ -143,6 +148,7 @@ class Peer:
                 self._ask(member, "each" if one_by_one else "go", count)
             for member in group:
                 answers[member] = json.loads(_line(self.processes[member], self.name))
+        self._signal(signal.SIGSTOP)
         times = [answers[member]["seconds"] for member in members]
         seconds = max(times) if self._at_once else sum(times)
         assert seconds <= time.perf_counter() - start
@@ -151,8 +157,14 @@ class Peer:
         return Answer(seconds, each, np.stack([softmax(np.array(answers[member]["logits"])) for member in members]))
 
     def stop(self) -> None:
+        self._signal(signal.SIGCONT)
         for process in self.processes.values():
             _stopped(process)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self.processes.values():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
 
     def _ask(self, member: str, how: str, count: int | None) -> None:
         path = self._folder / f"{member}-ids.json"
