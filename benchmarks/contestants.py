@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,7 +100,10 @@ class Service:
         """What Triton has counted since the start, by model and stage: `request`, `queue`, `compute_infer`, ..."""
         with urllib.request.urlopen(f"http://{self.urls['metrics']}/metrics") as response:
             found = COUNTED.findall(response.read().decode())
-        return {(model, stage): float(value) / 1e3 for stage, model, value in found}
+        sums: defaultdict[tuple[str, str], float] = defaultdict(float)
+        for stage, model, value in found:  # Of every version: those that were served before count 0.
+            sums[model, stage] += float(value) / 1e3
+        return sums
 
     def stop(self) -> None:
         _stopped(self._process)

@@ -25,8 +25,8 @@ from preference_core.battles.encoders import encoder_from_folder
 from preference_core.battles.template import template_of
 from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.files.rows import read_rows
+from preference_core.quiet_libraries import quiet_transformers
 from preference_core.tensors import FIELDS
-from preference_training.fit.quiet_libraries import quiet_transformers
 from preference_training.synthetic.battles import generate
 from preference_training.synthetic.tiny import TinyBase, write_base
 

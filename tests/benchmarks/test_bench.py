@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,26 @@ def peer(harness, tmp_path):
     yield start
     for contestant in started:
         contestant.stop()
+
+
+def test_a_peer_stands_still_until_its_turn(peer):
+    waiting = peer("waiting", LOGITS)
+
+    def state():
+        return [
+            Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            for process in waiting.processes.values()
+        ]
+
+    def stopped():
+        deadline = time.monotonic() + 60
+        while state() != ["T"] * len(LOGITS):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    stopped()
+    assert waiting.run().probabilities.shape[0] == len(LOGITS)
+    stopped()
 
 
 def test_peers_are_compared_timed_in_turn_and_reported(harness, peer, tmp_path):
