@@ -38,9 +38,8 @@ _LEVEL = onnxruntime.GraphOptimizationLevel
 #: `optimization { graph { level } }` of the C++ backend; any other level means the default.
 OPTIMISATION_LEVELS = {-1: _LEVEL.ORT_ENABLE_BASIC, 1: _LEVEL.ORT_ENABLE_EXTENDED, 2: _LEVEL.ORT_DISABLE_ALL}
 PARAMETERS = ("intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena")
-#: Parameters that say nothing to this backend, as it should be: two are for Python models and clients, and without an
-#: arena there is nothing to shrink.
-NOT_FOR_ENGINES = (MEMBERS_PARAMETER, LABELS_PARAMETER, "memory.enable_memory_arena_shrinkage")
+#: Parameters that say nothing to this backend, as it should be: they are for Python models and clients.
+NOT_FOR_ENGINES = (MEMBERS_PARAMETER, LABELS_PARAMETER)
 UNSUPPORTED_SECTIONS = ("batch_output", "sequence_batching")
 UNSUPPORTED_KEYS = ("reshape", "is_shape_tensor", "optional")
 
@@ -81,10 +80,7 @@ class EngineConfig:
         return frozenset(tensor.name for tensor in self.inputs if tensor.ragged)
 
     def session_options(self, warn: Warn) -> onnxruntime.SessionOptions:
-        """Options as the C++ backend sets them, but without the CPU memory arena unless `enable_mem_arena` asks for it.
-
-        The arena keeps the largest working set of every shape it has seen; lengths here vary with every request.
-        """
+        """Options as the C++ backend sets them: with ONNX Runtime's arena unless `enable_mem_arena` is 0."""
         for key in self.parameters.keys() - {*PARAMETERS, *NOT_FOR_ENGINES}:
             warn(f"parameter `{key}` has no meaning for ONNX Runtime on a CPU")
         options = onnxruntime.SessionOptions()
@@ -95,7 +91,7 @@ class EngineConfig:
             if self._number("execution_mode", most=1)
             else onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         )
-        options.enable_cpu_mem_arena = bool(self._number("enable_mem_arena", most=1))
+        options.enable_cpu_mem_arena = bool(self._number("enable_mem_arena", most=1, default="1"))
         options.graph_optimization_level = OPTIMISATION_LEVELS.get(self.optimisation_level, _LEVEL.ORT_ENABLE_ALL)
         return options
 
@@ -130,8 +126,8 @@ class EngineConfig:
         if not agree or shape[: len(batch)] != batch:
             raise ConfigError(f"{kind} `{tensor.name}` has shape {shape} in the model, expected {configured}")
 
-    def _number(self, key: str, most: int | None = None) -> int:
-        value = self.parameters.get(key, "0")
+    def _number(self, key: str, most: int | None = None, default: str = "0") -> int:
+        value = self.parameters.get(key, default)
         if not value.isascii() or not value.isdigit() or (most is not None and int(value) > most):
             expected = "a whole number" if most is None else f"0 to {most}"
             raise ConfigError(f"parameter `{key}` is `{value}`, expected {expected}")

@@ -11,6 +11,7 @@ import pytest
 
 from preference_core.errors import ArtefactError, ConfigError
 from preference_embedded.batching import RequestError
+from preference_embedded.engine_config import engine_config
 from preference_embedded.session import Session
 
 RAGGED: dict[str, Any] = {
@@ -168,9 +169,15 @@ def test_a_configuration_that_does_not_fit_is_refused_by_name(
         load(config, model, **changes)
 
 
+@pytest.mark.parametrize(("parameters", "arena"), [({}, True), ({"enable_mem_arena": "0"}, False)])
+def test_the_arena_is_on_unless_the_configuration_switches_it_off(parameters: dict[str, str], arena: bool) -> None:
+    config = engine_config(DENSE | {"parameters": {name: {"string_value": text} for name, text in parameters.items()}})
+    assert config.session_options(pytest.fail).enable_cpu_mem_arena == arena
+
+
 def test_settings_without_effect_are_named_in_a_warning(load: Load) -> None:
     warnings: list[str] = []
-    silent = ("intra_op_thread_count", "members", "labels", "memory.enable_memory_arena_shrinkage")
+    silent = ("intra_op_thread_count", "members", "labels")
     parameters = {name: {"string_value": "1"} for name in (*silent, "cudnn_conv_algo_search")}
     load(DENSE, "doubled", warnings, parameters=parameters, optimization={"graph": {"level": 2}})
     assert warnings == ["parameter `cudnn_conv_algo_search` has no meaning for ONNX Runtime on a CPU"]

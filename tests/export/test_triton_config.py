@@ -90,15 +90,6 @@ def test_only_engines_on_a_gpu_merge_requests_and_only_tokenize_before_them_has_
         assert policy.allow_timeout_override
 
 
-def test_onnx_runtime_gives_memory_back_after_each_run_on_a_cpu_only():
-    models = {**model_configs(THREE), **model_configs(TWO)}
-    shrinking = {
-        name for name, message in models.items() if "memory.enable_memory_arena_shrinkage" in message.parameters
-    }
-    assert shrinking == {"gemma"}
-    assert models["gemma"].parameters["memory.enable_memory_arena_shrinkage"].string_value == "cpu:0"
-
-
 def test_engines_run_where_the_configuration_says():
     cpu, gpu = (model_configs(TWO)[name] for name in ("gemma", "llama"))
     assert (cpu.instance_group[0].kind, cpu.instance_group[0].count) == (triton.ModelInstanceGroup.KIND_CPU, 3)

@@ -21,8 +21,6 @@ DATA_TYPES = {
     "INT32": triton.DataType.TYPE_INT32,
     "FP32": triton.DataType.TYPE_FP32,
 }
-#: The C++ backend's arena gives memory back after each run; otherwise it keeps room for every length it has seen.
-ARENA_SHRINKAGE = {"memory.enable_memory_arena_shrinkage": "cpu:0"}
 
 
 def model_configs(config: Config) -> dict[str, Any]:
@@ -93,8 +91,6 @@ def member_config(config: Config, member: Member) -> Any:
         if member.on_gpu:
             cuda = message.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
             cuda.parameters.update(CUDA_OPTIONS)
-        else:
-            _parameters(message, ARENA_SHRINKAGE)
     if member.on_gpu:
         message.dynamic_batching.max_queue_delay_microseconds = config.serving.max_queue_delay_microseconds
         policy = message.dynamic_batching.default_queue_policy
