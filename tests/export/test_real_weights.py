@@ -51,7 +51,7 @@ adapter = "adapter"
 template = "{template}"
 special_tokens = "template"
 max_tokens = {max_tokens}
-parity = {{ max_probability_difference = {noise} }}
+parity = {{ max_probability_difference = {noise}, max_log_loss_change = {noise} }}
 
 [data]
 sample = "battles.csv"
