@@ -103,7 +103,7 @@ class Service:
         sums: defaultdict[tuple[str, str], float] = defaultdict(float)
         for stage, model, value in found:  # Of every version: those that were served before count 0.
             sums[model, stage] += float(value) / 1e3
-        return sums
+        return dict(sums)
 
     def stop(self) -> None:
         _stopped(self._process)

@@ -11,9 +11,7 @@ the folder of its configuration.
 
 import argparse
 import asyncio
-import csv
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -29,6 +27,8 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from preference_core import tensors
+from preference_core.battles.battle import battle_from_row
+from preference_core.files.rows import read_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/support"))
 from served import ROOT, Served, children_of, get, serving
@@ -43,16 +43,15 @@ HEALTH_INTERVAL_S = 0.2
 
 def requests(model: str, battles: Path) -> list[bytes]:
     """A file's battles as messages."""
-    csv.field_size_limit(sys.maxsize)
     messages = []
-    with battles.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            message = service_pb2.ModelInferRequest(model_name=model)
-            for name in ("prompt", "response_a", "response_b"):
-                turns = [(turn or "").encode(errors="replace") for turn in json.loads(row[name])]
-                message.inputs.add(name=name, datatype="BYTES", shape=[1, len(turns)])
-                message.raw_input_contents.append(b"".join(len(t).to_bytes(4, "little") + t for t in turns))
-            messages.append(message.SerializeToString())
+    for row in read_rows(battles):
+        battle = battle_from_row(row, invalid_text="replace")
+        message = service_pb2.ModelInferRequest(model_name=model)
+        for tensor in tensors.BATTLE_INPUTS:
+            turns = [turn.encode() for turn in getattr(battle, tensor.name)]
+            message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=[1, len(turns)])
+            message.raw_input_contents.append(tensors.bytes_contents(turns))
+        messages.append(message.SerializeToString())
     return messages
 
 

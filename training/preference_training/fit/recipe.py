@@ -21,7 +21,7 @@ class Recipe:
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  #: PEFT's names of the linear layers
     first_layer: int | None = None  #: the first layer that gets LoRA, from 0; else all
     last_layer: int | None = None  #: the last one, itself included
-    #: whether the score head starts at zero, all labels equally likely, not at random: few battles do not outgrow that
+    #: whether the score head starts at zero, where all labels are equally likely, instead of at random
     zero_head: bool = False
     learning_rate: float = 1e-4  #: at its highest
     batch_size: int = 8  #: battles in one pass
