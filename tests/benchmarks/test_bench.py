@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PEER = Path(__file__).with_name("steady")
@@ -147,3 +150,16 @@ def test_time_by_model_and_stage_is_read_from_triton_s_metrics(harness):
         'nv_inference_request_success{model="gemma",version="1"} 3\n'
     )
     assert harness[1].COUNTED.findall(text) == [("queue", "gemma", "1500")]
+
+
+@pytest.mark.parametrize("pad", [0, 499])
+def test_infinity_reads_the_ids_that_its_text_spells(tmp_path, monkeypatch, pad):
+    monkeypatch.setitem(sys.modules, "infinity_emb", SimpleNamespace(AsyncEmbeddingEngine=None, EngineArgs=None))
+    spec = spec_from_file_location("infinity_peer", BENCHMARKS / "peers/infinity/peer.py")
+    infinity = module_from_spec(spec)
+    spec.loader.exec_module(infinity)
+    infinity.write_tokenizer(tmp_path, 500, pad)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = [2, 400, 0, 10, 499, 1]
+    assert tokenizer(" ".join(map(str, ids)))["input_ids"] == ids
+    assert tokenizer.pad_token_id == pad

@@ -10,6 +10,7 @@ from pathlib import Path
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
 PACKAGES = ("torch", "transformers", "infinity-emb")
+PADDING = "<pad>"
 
 
 def load(checkpoint):
@@ -46,8 +47,11 @@ def load(checkpoint):
 def write_tokenizer(folder, vocabulary, pad):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token=str(pad)))
+    # A token of padding is looked for inside of words, too, so it must not be called `0`. As that of unknown words it
+    # stands for its own number.
+    names = {PADDING if number == pad else str(number): number for number in range(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(names, unk_token=PADDING))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": str(pad), "padding_side": "right"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": PADDING, "padding_side": "right"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 8192}))
