@@ -21,7 +21,6 @@ from preference_core import tensors
 from preference_core.addresses import is_loopback
 from preference_core.ensemble.combination import NOT_FINITE
 from preference_core.errors import (
-    ArtefactError,
     DeadlineError,
     NonFiniteLogitsError,
     PassingError,
@@ -255,17 +254,12 @@ def _bytes_of(path: Path | None) -> bytes | None:
 def _describe(stub: Any, url: str, model: str, deadline_s: float) -> Ensemble:
     config = _asked(stub.ModelConfig, service_pb2.ModelConfigRequest(name=model), url, deadline_s)
     parameters = {key: value.string_value for key, value in config.config.parameters.items()}
-    for key in (tensors.LABELS_PARAMETER, tensors.MEMBERS_PARAMETER):
-        if not parameters.get(key):
-            raise ArtefactError(
-                f"The model `{model}` on {url} has no parameter `{key}`: its repository was not made by this project",
-                hint="Make one with `make export`, and serve that.",
-            )
+    labels, members = tensors.labels_and_members(f"The model `{model}` on {url}", parameters)
     metadata = _asked(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=model), url, deadline_s)
     return Ensemble(
         model,
-        tensors.names_in(parameters[tensors.LABELS_PARAMETER]),
-        tensors.names_in(parameters[tensors.MEMBERS_PARAMETER]),
+        labels,
+        members,
         max(metadata.versions, key=int, default=""),
         parameters.get(tensors.CONTENT_PARAMETER, ""),
         parameters.get(tensors.NAME_PARAMETER, ""),

@@ -4,8 +4,10 @@ Shapes leave out the batch dimension, as Triton's configuration does; -1 is a le
 One request is one battle, so the batch dimension of every ensemble request is 1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from preference_core.errors import ArtefactError
 
 TOKENIZE = "tokenize"
 COMBINE = "combine"
@@ -38,6 +40,20 @@ def joined(names: Iterable[str]) -> str:
 def names_in(value: str) -> tuple[str, ...]:
     """The names in the value of a parameter, in order."""
     return tuple(value.split(","))
+
+
+def labels_and_members(model: str, parameters: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of labels and members that a served model has in its parameters.
+
+    Raises `ArtefactError` where it has none; `model` says which one that is.
+    """
+    for key in (LABELS_PARAMETER, MEMBERS_PARAMETER):
+        if not parameters.get(key):
+            raise ArtefactError(
+                f"{model} has no parameter `{key}`: its repository was not made by this project",
+                hint="Make one with `make export`, and serve that.",
+            )
+    return names_in(parameters[LABELS_PARAMETER]), names_in(parameters[MEMBERS_PARAMETER])
 
 
 def release(name: str, version: object, content: str) -> str:

@@ -13,7 +13,7 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
 from preference_core import tensors
-from preference_core.errors import ArtefactError, ServerError
+from preference_core.errors import ServerError
 from preference_embedded.door.contract import Ensemble
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -148,13 +148,10 @@ class Upstream:
             )
         except grpc.aio.AioRpcError as error:
             raise ServerError(f"The server does not describe `{name}`: {error.details()}") from error
-        counts = {}
-        for key in (tensors.LABELS_PARAMETER, tensors.MEMBERS_PARAMETER):
-            if not answer.config.parameters[key].string_value:
-                raise ArtefactError(f"The ensemble `{name}` has no parameter `{key}`: it was not made by this project")
-            counts[key] = len(tensors.names_in(answer.config.parameters[key].string_value))
+        parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
+        labels, members = tensors.labels_and_members(f"The ensemble `{name}`", parameters)
         versions = frozenset(metadata.versions)
-        return Ensemble(name, versions, counts[tensors.MEMBERS_PARAMETER], counts[tensors.LABELS_PARAMETER])
+        return Ensemble(name, versions, len(members), len(labels))
 
     async def _first_probe(self, name: str, words: int) -> float:
         began = time.monotonic()

@@ -18,8 +18,8 @@ from preference_core.ensemble.locations import ADAPTER_WEIGHTS, HEAD, is_hub_id,
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import ConfigError, UserError
 from preference_core.structure import structure
-from preference_export.checkpoint.adapter_names import CONFIG, EMBEDDING, base_name, plain_names, wrappers_of
-from preference_export.checkpoint.files import DECODER_PREFIX, TensorFiles
+from preference_export.checkpoint.adapter_names import CONFIG, base_name, plain_names, wrappers_of
+from preference_export.checkpoint.files import DECODER_PREFIX, EMBEDDING, TensorFiles
 
 EMBEDDED = EMBEDDING.removesuffix(".weight")
 #: What PEFT adds to `modules_to_save` for a classifier.

@@ -19,7 +19,6 @@ from preference_export.checkpoint.files import TensorFiles
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
-EMBEDDING = "model.embed_tokens.weight"
 #: Parts of names that a wrapper adds, and whose they are. PEFT leaves tensors of such names out without a word.
 WRAPPERS = {
     "_orig_mod": "torch.compile",

@@ -19,6 +19,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 #: How the names of a classifier's decoder begin. Bases saved without a head (`AutoModel`) leave it out.
 DECODER_PREFIX = "model."
+EMBEDDING = f"{DECODER_PREFIX}embed_tokens.weight"
 
 #: Most bytes of one tensor that are held at a time while it is copied unchanged.
 BLOCK_BYTES = 64 * 1024 * 1024

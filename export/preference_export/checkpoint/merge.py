@@ -16,8 +16,7 @@ from torch import nn
 from preference_core.ensemble.locations import HEAD
 from preference_core.errors import CheckpointError, UserError
 from preference_export.checkpoint.adapter import Adapter, AdapterError, Lora, is_saved
-from preference_export.checkpoint.adapter_names import EMBEDDING
-from preference_export.checkpoint.files import DECODER_PREFIX, TensorFiles
+from preference_export.checkpoint.files import DECODER_PREFIX, EMBEDDING, TensorFiles
 
 ADAPTER_NAME = "default"
 FLOATS = ("F64", "F32", "F16", "BF16")

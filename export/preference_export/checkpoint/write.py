@@ -15,8 +15,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from preference_core.progress import BytesDone
-from preference_export.checkpoint.adapter_names import EMBEDDING
 from preference_export.checkpoint.architecture import hugging_face_config
+from preference_export.checkpoint.files import EMBEDDING
 from preference_export.checkpoint.merge import MergedWeights
 
 DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

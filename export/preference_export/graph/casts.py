@@ -13,10 +13,10 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
+from preference_export.checkpoint.files import DECODER_PREFIX, EMBEDDING
 from preference_export.graph.precision import Dtypes
-from preference_export.graph.quantise import DECODER, INPUT_SCALE, SMOOTHING, WEIGHT_SCALE, grouped
+from preference_export.graph.quantise import INPUT_SCALE, SMOOTHING, WEIGHT_SCALE, grouped
 
-EMBEDDING = "model.embed_tokens.weight"
 #: Of activations in dynamic INT8: what stands for 0, and how many steps lie on each side of it. They keep to 7 bits:
 #: CPUs without VNNI add two products of an activation and an 8-bit weight in 16 bits, which would saturate.
 MIDDLE, STEPS = 64, 63
@@ -48,7 +48,7 @@ def written_specs(
     written = {}
     for name, spec in specs.items():
         module, _, part = name.rpartition(".")
-        is_gemm = part == "weight" and len(spec.shape) == 2 and name.startswith(DECODER)
+        is_gemm = part == "weight" and len(spec.shape) == 2 and name.startswith(DECODER_PREFIX)
         if not is_gemm or module not in quantised:
             written[name] = ParameterSpec(spec.shape, dtypes.dtype if is_gemm else spec.dtype)
             continue
@@ -78,7 +78,7 @@ def write_precision(
             writer.integers(node, module)
         elif module in writer.groups:
             writer.pairs(node, module)
-        elif node.op_type == "MatMul" or module.startswith(DECODER):
+        elif node.op_type == "MatMul" or module.startswith(DECODER_PREFIX):
             writer.casts(node)
         elif node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].name == EMBEDDING:
             writer.restored(node)

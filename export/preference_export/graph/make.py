@@ -16,9 +16,9 @@ from preference_core.ensemble.settings import Classifier
 from preference_core.progress import BytesDone
 from preference_export.artefacts.names import DOUBTS, RANGES_FILE, WEIGHT_BYTES
 from preference_export.checkpoint.adapter import check_named_base, check_no_adapter, read_adapter
-from preference_export.checkpoint.adapter_names import EMBEDDING
 from preference_export.checkpoint.architecture import Architecture, architecture_of, check_scores, hugging_face_config
 from preference_export.checkpoint.doubts import doubts_of
+from preference_export.checkpoint.files import EMBEDDING
 from preference_export.checkpoint.head_labels import check_head
 from preference_export.checkpoint.job import Job, Started
 from preference_export.checkpoint.merge import MergedWeights

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from preference_core.errors import ConfigError
+from preference_export.checkpoint.files import DECODER_PREFIX
 from preference_export.graph.precision import Dtypes
 
 #: Largest magnitude that is used.
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 #: GEMMs of one module that read the same activations share one scale, so that these are quantised once.
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-DECODER = "model."
 #: What a quantised GEMM has beside its weight. The latter two belong to the first of those that share an input.
 WEIGHT_SCALE, SMOOTHING, INPUT_SCALE = "weight_scale", "smoothing", "input_scale"
 
@@ -36,14 +36,15 @@ def quantised_gemms(gemms: Sequence[str], dtypes: Dtypes) -> list[str]:
     """Those of `gemms` that `dtypes` quantises. A pattern that keeps nothing is an error: it is misspelt."""
     if dtypes.quantised is None:
         return []
-    names = [name for name in gemms if name.startswith(DECODER)]
+    names = [name for name in gemms if name.startswith(DECODER_PREFIX)]
     kept: set[str] = set()
     for pattern in dtypes.keep:
-        matched = {name for name in names if fnmatchcase(name.removeprefix(DECODER), pattern.removeprefix(DECODER))}
+        bare = pattern.removeprefix(DECODER_PREFIX)
+        matched = {name for name in names if fnmatchcase(name.removeprefix(DECODER_PREFIX), bare)}
         if not matched:
             raise ConfigError(
                 f"`quantisation.keep` has the pattern `{pattern}`, which no GEMM matches",
-                hint=f"GEMMs are called `{names[0].removeprefix(DECODER)}` and so on.",
+                hint=f"GEMMs are called `{names[0].removeprefix(DECODER_PREFIX)}` and so on.",
             )
         kept |= matched
     return [name for name in names if name not in kept]

@@ -22,10 +22,10 @@ from preference_core.ensemble.member_tokenizer import tokenizer_of_checkpoint
 from preference_core.ensemble.settings import Classifier
 from preference_core.errors import UserError
 from preference_export.artefacts.names import RANGES_FILE
+from preference_export.checkpoint.files import DECODER_PREFIX
 from preference_export.checkpoint.job import Job
 from preference_export.checkpoint.tokenizer_check import tokenizer_of
 from preference_export.graph.make import open_member
-from preference_export.graph.quantise import DECODER
 from preference_export.original.member import original_of
 from preference_export.original.sample import Sample, checked_sample
 from preference_export.original.whole import Reference
@@ -61,7 +61,7 @@ def measured_ranges(reference: Reference, sequences: Sequence[npt.NDArray[np.int
     quantizers = {
         name: module.input_quantizer
         for name, module in reference.model.named_modules()
-        if name.startswith(DECODER) and hasattr(module, "input_quantizer")
+        if name.startswith(DECODER_PREFIX) and hasattr(module, "input_quantizer")
     }
     return {
         name: q.amax.detach().float().flatten().cpu().clone() for name, q in quantizers.items() if q.amax is not None

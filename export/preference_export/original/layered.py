@@ -19,8 +19,8 @@ from transformers import AutoModelForSequenceClassification
 
 from preference_core.errors import SystemFailure
 from preference_core.quiet_libraries import quiet_transformers
-from preference_export.checkpoint.adapter_names import EMBEDDING, REPLACED, brought_by, readable_by_peft
-from preference_export.checkpoint.files import TensorFiles
+from preference_export.checkpoint.adapter_names import REPLACED, brought_by, readable_by_peft
+from preference_export.checkpoint.files import EMBEDDING, TensorFiles
 from preference_export.original.memory import device_in_use
 from preference_export.original.whole import config_of
 

@@ -17,9 +17,9 @@ from transformers import AutoModelForSequenceClassification
 
 from preference_core.errors import SystemFailure
 from preference_core.quiet_libraries import quiet_transformers
-from preference_export.checkpoint.adapter_names import EMBEDDING, brought_by, readable_by_peft
+from preference_export.checkpoint.adapter_names import brought_by, readable_by_peft
 from preference_export.checkpoint.architecture import hugging_face_config
-from preference_export.checkpoint.files import TensorFiles
+from preference_export.checkpoint.files import EMBEDDING, TensorFiles
 from preference_export.original.memory import device_in_use, fits
 
 
