@@ -140,7 +140,11 @@ def latency(bench: Bench, service: Service, engines: Peer, members: Sequence[str
     stages = {"client, gRPC and front door": mean - whole, "tokenize": milliseconds(TOKENIZE, *computing)}
     stages |= {f"engine {member} (at the same time)": milliseconds(member, *computing) for member in members}
     stages |= {"combine": milliseconds(COMBINE, *computing)}
-    stages |= {"queues of all": sum(milliseconds(model, "queue") for model in models[1:])}
+    stages |= {
+        "queues of all (the front door's probes wait behind a battle)": sum(
+            milliseconds(model, "queue") for model in models[1:]
+        )
+    }
     rows = [[stage, f"{value:.2f}", f"{value / mean:.1%}"] for stage, value in stages.items()]
     title = f"One battle at a time: mean of {count}, {mean:.1f} ms"
     bench.keep((title, ("stage", "milliseconds", "of the whole"), rows))
