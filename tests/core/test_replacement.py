@@ -14,7 +14,7 @@ from preference_core.artefacts.replacement import (
     replaced_file,
     replaced_folder,
 )
-from preference_core.errors import SystemFailure
+from preference_core.errors import SystemFailure, UserError
 
 
 def names(folder):
@@ -53,6 +53,28 @@ def test_what_fails_leaves_the_old_folder_and_nothing_else(tmp_path, failure):
         fail()
     assert isinstance(caught.value, KeyboardInterrupt) or "No space left" in caught.value.message
     assert names(target) == ["old"]
+    assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize("resume", [None, "the same"])
+def test_a_folder_that_another_run_fills_is_left_to_it(tmp_path, resume):
+    """Both would write files of the same names, and the first would give its manifest to what the second wrote."""
+    target = tmp_path / "target"
+    with replaced_folder(target, resume=resume) as folder:
+        (folder / "file").touch()
+        with pytest.raises(UserError, match="Another run is writing"), replaced_folder(target, resume=resume):
+            pass
+        assert "file" in names(folder)
+    assert names(target) == ["file"]
+    assert names(tmp_path) == ["target"]
+
+
+def test_what_a_killed_run_left_is_written_again(tmp_path):
+    target, part = tmp_path / "target", tmp_path / ".target.part"
+    (part / "inner").mkdir(parents=True)
+    (part / "link").symlink_to(tmp_path)
+    with replaced_folder(target) as folder:
+        assert names(folder) == []
     assert names(tmp_path) == ["target"]
 
 

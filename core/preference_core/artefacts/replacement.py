@@ -4,13 +4,14 @@ Whatever ends the writing, what was there before stays. It does not know what th
 """
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from preference_core.errors import SystemFailure
+from preference_core.errors import SystemFailure, UserError
 
 #: The file in an unfinished folder that says what it is being made from, where it may be resumed.
 BEGUN = ".begun"
@@ -68,27 +69,61 @@ def replaced_folder(target: Path, keep_as: Path | None = None, resume: str | Non
     What `target` held before is kept at `keep_as` (in place of what that held), or removed. Killed at any moment, it
     leaves at `target` either the old folder, the new one, or, between two renames, none: never a part of one.
     The folder is empty, unless `resume` says that what an unfinished block with the same text left is to go on with.
+    Raises `UserError` while another process fills it, and `SystemFailure` if the file system fails.
     """
     part = _beside(target, "part")
     begun = part / BEGUN
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_remains(target)
-        if resume is None or not begun.is_file() or begun.read_text(encoding="utf-8") != resume:
-            _remove(part)
-            part.mkdir()
-        if resume is not None:
-            begun.write_text(resume, encoding="utf-8")
-        yield part
-        begun.unlink(missing_ok=True)
-        _put_in_place(part, target, keep_as)
-    except BaseException as error:
-        if resume is None:
-            _remove(part)
-        if not isinstance(error, OSError) or error.errno is None:
+        with _held(part, target):
+            remove_remains(target)
+            try:
+                if resume is None or not begun.is_file() or begun.read_text(encoding="utf-8") != resume:
+                    _empty(part)
+                if resume is not None:
+                    begun.write_text(resume, encoding="utf-8")
+                yield part
+                begun.unlink(missing_ok=True)
+                _put_in_place(part, target, keep_as)
+            except BaseException:
+                if resume is None:
+                    _remove(part)
+                raise
+    except OSError as error:
+        if error.errno is None:
             raise
         hint = "Free space there and run it again." if error.errno == errno.ENOSPC else None
         raise SystemFailure(f"`{target}` could not be written: {error}", hint) from error
+
+
+@contextmanager
+def _held(part: Path, target: Path) -> Iterator[None]:
+    """Makes the folder `part`, if it is not there, and keeps other runs from it, where the file system has locks."""
+    while True:
+        part.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # Another run may rename or remove it at any moment.
+            descriptor = os.open(part, os.O_RDONLY)
+            try:
+                _lock(descriptor, target)
+                if os.path.samestat(os.fstat(descriptor), part.stat()):
+                    break
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, target: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"Another run is writing `{target}`", hint="Wait until it has ended, or stop it.") from error
+    except OSError:
+        pass  # This file system has no locks.
 
 
 def remove_remains(target: Path) -> None:
@@ -146,6 +181,14 @@ def _put_in_place(new: Path, target: Path, keep_as: Path | None) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{suffix}")
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _remove(path: Path) -> None:
