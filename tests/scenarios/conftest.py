@@ -4,16 +4,16 @@
 that the repository was made from.
 """
 
-import csv
 import os
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 import torch
+from finished_run import FinishedRun
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tritonclient.grpc import service_pb2_grpc
@@ -22,26 +22,10 @@ from preference_core.battles.battle import battle_from_row
 from preference_core.battles.template import template_of
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.loading import load_config
-from preference_core.ensemble.settings import Config
 from preference_embedded.guarded import GuardedServer, door_options
 from preference_embedded.launcher import Options, TritonServer
 
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Demo:
-    """The folder of a finished demo, its configuration, and what `make demo` printed."""
-
-    folder: Path
-    config: Config
-    output: str
-
-    def rows(self, name):
-        """Rows of a CSV file of the demo, as dictionaries."""
-        csv.field_size_limit(2**31 - 1)
-        with (self.folder / name).open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
 
 
 def pytest_collection_modifyitems(items):
@@ -55,7 +39,7 @@ def demo():
     run = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     config = load_config(ROOT / "configs" / "demo.toml")
-    return Demo(ROOT / config.folders.root, config, run.stdout + run.stderr)
+    return FinishedRun(ROOT / config.folders.root, config, run.stdout + run.stderr)
 
 
 @pytest.fixture(scope="session")

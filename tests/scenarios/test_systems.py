@@ -4,16 +4,15 @@ The twins are made two at a time; of those that differ in their combination alon
 what is that system's own.
 """
 
-import csv
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from finished_run import FinishedRun
 from safetensors import safe_open
 
 from preference_core.artefacts.manifest import verify
@@ -22,7 +21,6 @@ from preference_core.battles.lengths import read_buckets
 from preference_core.ensemble.combination import Combination
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.metrics import log_loss, target_of_row
-from preference_core.ensemble.settings import Config
 from preference_core.structure import plain, structure
 from preference_training.synthetic.twin import twin_of
 
@@ -43,18 +41,8 @@ SYSTEMS = (
 COMBINED_OTHERWISE = {"average": "lmsys", "threshold": "single-gemma"}
 
 
-@dataclass(frozen=True)
-class Twin:
-    """What `make twin` left behind, and what it printed."""
-
-    folder: Path
-    config: Config
-    output: str
-
-    def rows(self, name):
-        csv.field_size_limit(2**31 - 1)
-        with (self.folder / name).open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+class Twin(FinishedRun):
+    """What `make twin` left behind."""
 
     @property
     def predicted(self):
