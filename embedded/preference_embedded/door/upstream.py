@@ -31,8 +31,9 @@ PROBE_INTERVAL_S = 2.0
 PROBE_COST = 20.0
 #: A server may be silent this long, or for two full batches of the longest battles, if that is longer.
 MIN_SILENCE_S = 5.0
-#: A single request may be unanswered, while others are answered, this many times longer.
-LOST_FACTOR = 10.0
+#: A single request may be unanswered this many times longer, and until this many requests that came after it were
+#: answered: before that it may wait behind others.
+LOST_FACTOR, LOST_ANSWERS = 10.0, 10
 #: Answers of a server that works.
 REFUSALS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE)
 PROBE_ID = "probe"
@@ -46,25 +47,46 @@ class ProbeSize:
     batch: int
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A request without an answer: when it was sent, and the count of answers once all before it have theirs."""
+
+    ensemble: str
+    since: float
+    due: int
+
+
 @dataclass
 class Pulse:
-    """When an ensemble last answered, and what it has yet to answer."""
+    """When the server last answered, and what it has yet to answer.
 
-    interval_s: float = PROBE_INTERVAL_S
+    Ensembles share engines: a battle of one waits behind those of the others, so an answer of any shows that all go on.
+    """
+
     silence_s: float = MIN_SILENCE_S
     answered: float = field(default_factory=time.monotonic)
-    waiting: dict[int, float] = field(default_factory=dict)
+    answers: int = 0
+    waiting: dict[int, Waiting] = field(default_factory=dict)
+
+    def sent(self, serial: int, ensemble: str) -> None:
+        """A request was sent."""
+        self.waiting[serial] = Waiting(ensemble, time.monotonic(), self.answers + len(self.waiting))
+
+    def has_answered(self) -> None:
+        """An answer came."""
+        self.answered = time.monotonic()
+        self.answers += 1
 
     def stalled(self, now: float) -> str | None:
-        """Why the ensemble counts as dead; None while it does not."""
+        """Why the server counts as dead; None while it does not."""
         if not self.waiting:
             return None
-        oldest = min(self.waiting.values())
-        silence = now - max(self.answered, oldest)
+        oldest = min(self.waiting.values(), key=lambda request: request.since)
+        silence, age = now - max(self.answered, oldest.since), now - oldest.since
         if silence > self.silence_s:
-            return f"has answered nothing for {silence:.1f} s"
-        if now - oldest > LOST_FACTOR * self.silence_s:
-            return f"has left a request unanswered for {now - oldest:.1f} s"
+            return f"`{oldest.ensemble}` has answered nothing for {silence:.1f} s"
+        if age > LOST_FACTOR * self.silence_s and self.answers > oldest.due + LOST_ANSWERS:
+            return f"`{oldest.ensemble}` has left a request unanswered for {age:.1f} s"
         return None
 
 
@@ -78,7 +100,9 @@ class Upstream:
         self._size = size
         self._channel = grpc.aio.insecure_channel(url, options=OPTIONS)
         self._infer = self._channel.unary_unary(SERVICE + "ModelInfer")
-        self._pulses = {name: Pulse() for name in ensembles}
+        self._pulse = Pulse()
+        self._answered = dict.fromkeys(ensembles, time.monotonic())
+        self._intervals_s = dict.fromkeys(ensembles, PROBE_INTERVAL_S)
         self._failures: dict[str, str] = {}
         self._serial = 0
         self._prober: asyncio.Task[None] | None = None
@@ -89,11 +113,11 @@ class Upstream:
         Raises `ArtefactError` for an ensemble that is not this project's, `ServerError` for one that does not answer.
         """
         self.ensembles = {name: await self._describe(name) for name in self._names}
-        for name, pulse in self._pulses.items():
+        for name in self._names:
             await self._first_probe(name, 1)  # The first battle of all warms the engines up.
             short, long = [await self._first_probe(name, words) for words in (1, self._size.words)]
-            pulse.interval_s = max(PROBE_INTERVAL_S, PROBE_COST * short)
-            pulse.silence_s = max(MIN_SILENCE_S, 2 * self._size.batch * long)
+            self._intervals_s[name] = max(PROBE_INTERVAL_S, PROBE_COST * short)
+            self._pulse.silence_s = max(self._pulse.silence_s, 2 * self._size.batch * long)
         self._prober = asyncio.create_task(self._keep_probing())
 
     async def close(self) -> None:
@@ -105,20 +129,24 @@ class Upstream:
     async def infer(self, ensemble: str, request: bytes) -> bytes:
         """Sends a request that was checked; the answer as it came. Never cancel it: that kills the server."""
         self._serial += 1
-        serial, waiting = self._serial, self._pulses[ensemble].waiting
-        waiting[serial] = time.monotonic()
+        serial = self._serial
+        self._pulse.sent(serial, ensemble)
         self.under_way += 1
         try:
             answer: bytes = await self._infer(request)
-            self._pulses[ensemble].answered = time.monotonic()
+            self._has_answered(ensemble)
             return answer
         except grpc.aio.AioRpcError as error:
             if error.code() in REFUSALS:
-                self._pulses[ensemble].answered = time.monotonic()
+                self._has_answered(ensemble)
             raise
         finally:
             self.under_way -= 1
-            waiting.pop(serial, None)
+            self._pulse.waiting.pop(serial, None)
+
+    def _has_answered(self, ensemble: str) -> None:
+        self._pulse.has_answered()
+        self._answered[ensemble] = self._pulse.answered
 
     async def call(self, method: str, request: Any, answer: type[Any]) -> Any:
         """Any other method of the service."""
@@ -131,12 +159,9 @@ class Upstream:
 
     def broken(self) -> str | None:
         """Why the server must be restarted: an ensemble that fails or no longer answers. None while all is well."""
-        now = time.monotonic()
-        for name, pulse in self._pulses.items():
-            reason = self._failures.get(name) or pulse.stalled(now)
-            if reason:
-                return f"`{name}` {reason}"
-        return None
+        for name, failure in self._failures.items():
+            return f"`{name}` {failure}"
+        return self._pulse.stalled(time.monotonic())
 
     async def _describe(self, name: str) -> Ensemble:
         try:
@@ -164,8 +189,8 @@ class Upstream:
     async def _keep_probing(self) -> None:
         tasks: dict[str, asyncio.Task[None]] = {}
         while True:
-            for name, pulse in self._pulses.items():
-                idle = time.monotonic() - pulse.answered > pulse.interval_s
+            for name in self._names:
+                idle = time.monotonic() - self._answered[name] > self._intervals_s[name]
                 if idle and (name not in tasks or tasks[name].done()):
                     tasks[name] = asyncio.create_task(self._probe(name))
             await asyncio.sleep(PROBE_INTERVAL_S / 4)
