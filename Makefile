@@ -19,8 +19,6 @@ REAL := build/real
 REAL_CONFIGS := configs/real.toml $(addprefix build/real-,fp16.toml int8.toml fp8.toml)
 REAL_FOLDS := 0 1 2 3 4
 WHEELS := build/wheels
-# Tests of a folder stay in one process: they share what takes long to make.
-TWO_PROCESSES := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 # The tiny twin of CONFIG: a configuration is called as its file is.
 TWIN = build/twins/$(notdir $(CONFIG))
 TWIN_BUILD = build/$(basename $(notdir $(CONFIG)))-twin
@@ -157,12 +155,12 @@ $(REAL_FOLDS:%=build/real-fold-%/swapped.csv): build/real-fold-%/swapped.csv: bu
 # The models of tests are tiny: more threads than one wait for each other, most of all where a container has fewer
 # processors than it sees.
 test: export OMP_NUM_THREADS ?= 1
-test: install ## every test that needs no GPU, no Docker engine and no model hub, in two processes
-	$(BIN)/python -m pytest $(TWO_PROCESSES)
+test: install ## every test that needs no GPU, no Docker engine and no model hub
+	$(BIN)/python -m pytest
 
 test-fast: export OMP_NUM_THREADS ?= 1
 test-fast: install ## the tests that take below two minutes: no training, no server, no whole program
-	$(BIN)/python -m pytest $(TWO_PROCESSES) -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow'
 
 test-soak: export OMP_NUM_THREADS ?= 1
 test-soak: export PREFERENCE_SOAK_BATTLES ?= 100000

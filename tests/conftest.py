@@ -29,13 +29,6 @@ for _name in FOREIGN:
 RELIABILITY = "PREFERENCE_RELIABILITY_PAGE"
 
 
-def pytest_collection_modifyitems(items):
-    """The tests of one folder share their fixtures, and what they make below `build/`, in one process."""
-    here = Path(__file__).parent
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(here).parts[0]))
-
-
 @pytest.fixture
 def measured(request):
     """Takes a figure that a test has measured, for the summary and the page: `measured("12 battles/s")`."""
