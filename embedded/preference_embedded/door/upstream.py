@@ -29,8 +29,9 @@ DESCRIBE_TIMEOUT_S = 10.0
 #: Between probes of an idle ensemble; longer where a probe takes long: they may cost 5 % of the engines.
 PROBE_INTERVAL_S = 2.0
 PROBE_COST = 20.0
-#: A server may be silent this long, or for two full batches of the longest battles, if that is longer.
-MIN_SILENCE_S = 5.0
+#: A server may be silent this long, or for so many full batches of the longest battles, if that is longer: the machine
+#: may have more to do than when they were measured.
+MIN_SILENCE_S, SILENT_BATCHES = 5.0, 4
 #: A single request may be unanswered this many times longer, and until this many requests that came after it were
 #: answered: before that it may wait behind others.
 LOST_FACTOR, LOST_ANSWERS = 10.0, 10
@@ -117,7 +118,7 @@ class Upstream:
             await self._first_probe(name, 1)  # The first battle of all warms the engines up.
             short, long = [await self._first_probe(name, words) for words in (1, self._size.words)]
             self._intervals_s[name] = max(PROBE_INTERVAL_S, PROBE_COST * short)
-            self._pulse.silence_s = max(self._pulse.silence_s, 2 * self._size.batch * long)
+            self._pulse.silence_s = max(self._pulse.silence_s, SILENT_BATCHES * self._size.batch * long)
         self._prober = asyncio.create_task(self._keep_probing())
 
     async def close(self) -> None:
