@@ -205,7 +205,7 @@ def _incomplete_submission(failure: Failure) -> PreferenceError:
 def _summarise(counts: Counts, output: Path, ensemble: Ensemble, json_summary: bool) -> None:
     errors = str(errors_path(output)) if counts.failed else None
     sys.stderr.write(
-        f"{output}: {counts.scored:,} rows scored in {counts.seconds:.1f} s ({counts.rows_per_second:,.0f} rows/s), "
+        f"{output}: {counts.scored:,} rows scored in {counts.seconds:.1f} s ({counts.speed}), "
         f"{counts.truncated:,} of them shortened, {counts.failed:,} failed{f': see {errors}' if errors else ''}\n"
         f"answered by {ensemble}\n"
     )
@@ -219,7 +219,7 @@ def _summarise(counts: Counts, output: Path, ensemble: Ensemble, json_summary: b
             "truncated": counts.truncated,
             "resumed": counts.resumed,
             "seconds": round(counts.seconds, 3),
-            "rows_per_second": round(counts.rows_per_second, 1),
+            "rows_per_second": round(counts.rows_per_second, 3),
         }
         sys.stdout.write(json.dumps(summary) + "\n")
 

@@ -54,6 +54,12 @@ class Counts:
         """Rows scored or failed by this run, per second since the start."""
         return (self.rows - self.resumed) / max(self.seconds, 1e-9)
 
+    @property
+    def speed(self) -> str:
+        """The same for people; large models on a CPU score less than one row a second."""
+        rate = self.rows_per_second
+        return f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.2g} rows/s"
+
 
 class ScoringProgress:
     """A progress bar: rows, rows per second, failures, time left; nothing if stderr is not a terminal."""
@@ -79,7 +85,7 @@ class ScoringProgress:
         if now_s < self._next_refresh_s:
             return
         self._next_refresh_s = now_s + _REFRESH_S
-        text = f"{counts.scored:,} rows, {counts.rows_per_second:,.0f} rows/s, {counts.failed:,} failed"
+        text = f"{counts.scored:,} rows, {counts.speed}, {counts.failed:,} failed"
         self._progress.update(self._task, completed=self._battles.fraction() or 0.0, counts=text)
 
     def __enter__(self) -> Self:

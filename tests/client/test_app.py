@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from preference_client import progress
 from preference_client.app import weights_of
 from preference_core.errors import UserError
 
@@ -368,3 +369,9 @@ def _left(folder: Path) -> list[str]:
     """Files that a stopped run should not have left."""
     expected = ("battles.csv", "p.csv", ".p.csv.unfinished")
     return sorted(path.name for path in folder.iterdir() if path.name not in expected)
+
+
+@pytest.mark.parametrize(("seconds", "speed"), [(618.0, "0.45 rows/s"), (60.0, "4.7 rows/s"), (0.2, "1,395 rows/s")])
+def test_slow_models_have_a_speed_too(monkeypatch: pytest.MonkeyPatch, seconds: float, speed: str) -> None:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds)
+    assert progress.Counts(scored=279, started_s=0.0).speed == speed
