@@ -125,8 +125,8 @@ SPECIAL_CASE = Tensor("special_case", "INT32", (1,))
 
 # What an engine is given, packed without padding, and returns.
 INPUT_IDS = Tensor("input_ids", "INT32", (-1,))
-CU_SEQLENS = Tensor("cu_seqlens", "INT32", (-1,))
-MAX_SEQLEN = Tensor("max_seqlen", "INT32", (-1,))
+LENGTHS = Tensor("lengths", "INT32", (-1,))  #: of the sequences, in tokens
+MAX_SEQLEN = Tensor("max_seqlen", "INT32", (-1,))  #: only its own length counts: the longest sequence's
 
 
 def logits(labels: int) -> Tensor:

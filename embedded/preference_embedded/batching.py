@@ -1,9 +1,9 @@
 """How Triton hands a request to a model: ragged inputs flat, and tensors made of the others' shapes.
 
 Pure NumPy; for one valid request the tensors are those of triton-inference-server/backend (`BackendInputCollector`).
-For others they are not: a C++ backend joins requests, counts elements per request and checks none, so that a batch of
-2, an empty sequence or an id out of range sent to a member there makes its neighbours' answers wrong. Here each request
-runs alone, and such a one fails alone. A request is a mapping from tensor name to array, batch dimension first.
+For others they are not: a C++ backend joins requests, counts elements per request and checks none, so that an
+empty sequence or an id out of range sent to a member there makes its neighbours' answers wrong. Here each request runs
+alone, and such a one fails alone. A request is a mapping from tensor name to array, batch dimension first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,8 +62,8 @@ class BatchInput:
 def model_inputs(request: Tensors, ragged: frozenset[str], batch_inputs: Sequence[BatchInput]) -> dict[str, Array]:
     """What the model is fed for a request: ragged inputs flat, others as they are, and those made by `batch_inputs`.
 
-    Raises `RequestError` for a ragged tensor with a batch above 1, which `batch_input` cannot describe: a C++ backend
-    takes it, and splits the answers wrongly.
+    Raises `RequestError` for a ragged tensor with a batch above 1, which most kinds of `batch_input` cannot describe: a
+    C++ backend takes it, and may split the answers wrongly.
     """
     for name in sorted(ragged):
         batch = request[name].shape[0]

@@ -184,7 +184,7 @@ def _lines(plan: MemberPlan) -> list[str]:
 
 def _profile_text(profile: Profile) -> str:
     _, _, tokens = profile.lengths[tensors.INPUT_IDS.name]
-    _, usual, most = (bounds - 1 for bounds in profile.lengths[tensors.CU_SEQLENS.name])
+    _, usual, most = profile.lengths[tensors.LENGTHS.name]
     _, usual_tokens, _ = profile.lengths[tensors.MAX_SEQLEN.name]
     return (
         f"{profile.name}: up to {most} sequences, {tokens:,} tokens in all; "

@@ -88,7 +88,7 @@ def test_blocks_read_no_key_behind_their_end(tracer, make):
     model.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in softmaxes)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     ids = np.full(40, 5, np.int32)
-    feed = {"input_ids": ids, "cu_seqlens": np.array([0, 40], np.int32), "max_seqlen": np.zeros(40, np.int32)}
+    feed = {"input_ids": ids, "lengths": np.array([40], np.int32), "max_seqlen": np.zeros(40, np.int32)}
     shapes = [values.shape for values in session.run(None, feed)[1:]]
     share = 3
     assert [shape[-2:] for shape in shapes[:-1]] == [(16 * share, 16), (16 * share, 32), (8 * share, 40), (0, 40)]
@@ -100,10 +100,9 @@ def test_blocks_read_no_key_before_their_window(tracer, make):
     model.graph.output.extend(onnx.ValueInfoProto(name=node.output[0]) for node in softmaxes)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for tokens, columns in ((64, [16, 32, 35, 35]), (40, [16, 32, 27, 11]), (9, [9, 9, 0, 0])):
-        bounds = np.array([0, tokens], np.int32)
         feed = {
             "input_ids": np.full(tokens, 5, np.int32),
-            "cu_seqlens": bounds,
+            "lengths": np.array([tokens], np.int32),
             "max_seqlen": np.zeros(tokens, np.int32),
         }
         shapes = [values.shape for values in session.run(None, feed)[1:]]

@@ -31,14 +31,14 @@ def model_of(*nodes, inputs=(("x", TensorProto.FLOAT),), initializers=()):
 
 def test_profiles_follow_the_token_limits():
     latency, throughput = profiles_of(max_tokens=2048, max_batch_size=16)
-    assert latency.lengths == {"input_ids": (1, 2048, 8192), "cu_seqlens": (2, 2, 17), "max_seqlen": (1, 2048, 2048)}
+    assert latency.lengths == {"input_ids": (1, 2048, 8192), "lengths": (1, 1, 16), "max_seqlen": (1, 2048, 2048)}
     assert throughput.lengths["input_ids"] == (1, 16 * 1024, 16 * 2048)
-    assert throughput.lengths["cu_seqlens"] == (2, 17, 17)
+    assert throughput.lengths["lengths"] == (1, 16, 16)
     assert [profile.name for profile in profiles_of(512, 2)] == ["latency"]
 
 
 def chosen_by_triton(profiles, tokens):
-    """The profile of Triton's tensorrt backend: only the requests' own input counts, `cu_seqlens` does not."""
+    """The profile of Triton's tensorrt backend: only the requests' own input counts, their number does not."""
     admitting = [p for p in profiles if p.lengths["input_ids"][0] <= tokens <= p.lengths["input_ids"][2]]
     return min(admitting, key=lambda profile: abs(profile.lengths["input_ids"][1] - tokens))
 
@@ -52,7 +52,7 @@ def test_every_batch_fits_the_profile_that_triton_chooses_by_its_tokens(max_toke
         for longest in {1, 7, 16, max_tokens // 3, max_tokens // 2, max_tokens - 1, max_tokens}:
             for lengths in ([longest] * battles, [longest] + [1] * (battles - 1)):
                 profile = chosen_by_triton(profiles, sum(lengths))
-                shapes = {"input_ids": sum(lengths), "cu_seqlens": battles + 1, "max_seqlen": max(lengths)}
+                shapes = {"input_ids": sum(lengths), "lengths": battles, "max_seqlen": max(lengths)}
                 for name, size in shapes.items():
                     least, _, most = profile.lengths[name]
                     assert least <= size <= most, (profile.name, name, lengths)

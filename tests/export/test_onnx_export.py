@@ -75,7 +75,7 @@ def test_inputs_and_output_are_those_of_the_contract_and_packed(graph, make):
     def described(values):
         return [(v.name, v.type.tensor_type.elem_type, len(v.type.tensor_type.shape.dim)) for v in values]
 
-    inputs = (tensors.INPUT_IDS, tensors.CU_SEQLENS, tensors.MAX_SEQLEN)
+    inputs = (tensors.INPUT_IDS, tensors.LENGTHS, tensors.MAX_SEQLEN)
     assert described(graph.input) == [(tensor.name, onnx.TensorProto.INT32, 1) for tensor in inputs]
     assert described(graph.output) == [("logits", onnx.TensorProto.FLOAT, 2)]
     assert graph.output[0].type.tensor_type.shape.dim[1].dim_value == make.labels

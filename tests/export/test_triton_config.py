@@ -59,7 +59,7 @@ def test_every_model_is_told_members_and_labels_in_order():
         assert message.parameters["labels"].string_value == "winner_model_a,winner_model_b,winner_tie"
 
 
-def test_engines_take_requests_of_many_lengths_and_triton_makes_the_bounds():
+def test_engines_take_requests_of_many_lengths_and_triton_tells_their_lengths():
     message = model_configs(TWO)["gemma"]
     assert (message.backend, message.input[0].name, message.input[0].allow_ragged_batch) == (
         "onnxruntime",
@@ -67,7 +67,7 @@ def test_engines_take_requests_of_many_lengths_and_triton_makes_the_bounds():
         True,
     )
     made = {batch_input.target_name[0]: batch_input for batch_input in message.batch_input}
-    assert made["cu_seqlens"].kind == triton.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO
+    assert made["lengths"].kind == triton.BatchInput.BATCH_ITEM_SHAPE_FLATTEN
     assert made["max_seqlen"].kind == triton.BatchInput.BATCH_MAX_ELEMENT_COUNT_AS_SHAPE
     assert all(batch_input.source_input == ["input_ids"] for batch_input in made.values())
     assert [(tensor.name, list(tensor.dims)) for tensor in message.output] == [("logits", [3])]

@@ -22,7 +22,7 @@ def load(model, provider="CPUExecutionProvider", pack="1"):
             lengths = [len(ids) for ids in packed]
             feeds = {
                 "input_ids": np.concatenate([np.array(ids, np.int32) for ids in packed]),
-                "cu_seqlens": np.cumsum([0, *lengths], dtype=np.int32),
+                "lengths": np.array(lengths, np.int32),
                 "max_seqlen": np.zeros(max(lengths), np.int32),
             }
             logits += session.run(["logits"], feeds)[0].tolist()

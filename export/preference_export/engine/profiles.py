@@ -38,7 +38,7 @@ def _profile(name: str, max_tokens: int, usual: int, most: int, most_tokens: int
         name,
         {
             tensors.INPUT_IDS.name: (1, usual * longest, most_tokens),
-            tensors.CU_SEQLENS.name: (2, usual + 1, most + 1),
+            tensors.LENGTHS.name: (1, usual, most),
             tensors.MAX_SEQLEN.name: (1, longest, max_tokens),
         },
     )

@@ -60,6 +60,6 @@ def feeds_of(sequences: Sequence[TokenIds]) -> dict[str, TokenIds]:
     lengths = [len(ids) for ids in sequences]
     return {
         tensors.INPUT_IDS.name: np.concatenate(sequences).astype(np.int32),
-        tensors.CU_SEQLENS.name: np.cumsum([0, *lengths], dtype=np.int32),
+        tensors.LENGTHS.name: np.array(lengths, dtype=np.int32),
         tensors.MAX_SEQLEN.name: np.zeros(max(lengths), dtype=np.int32),
     }

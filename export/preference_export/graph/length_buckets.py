@@ -37,12 +37,11 @@ def _graph(buckets: LengthBuckets) -> onnx.ModelProto:
     logits = tensors.logits(table.shape[1])
     constants: dict[str, npt.NDArray[Any]] = {
         "table": table,
-        "first": np.array([1], dtype=np.int64),
-        "end": np.array([np.iinfo(np.int64).max], dtype=np.int64),
+        "axis": np.array(0, dtype=np.int64),
         "one": np.array(1, dtype=np.int32),
     }
     nodes = [
-        helper.make_node("Slice", [tensors.CU_SEQLENS.name, "first", "end"], ["ends"], "pool/Slice"),
+        helper.make_node("CumSum", [tensors.LENGTHS.name, "axis"], ["ends"], "pool/CumSum"),
         helper.make_node("Sub", ["ends", "one"], ["last"], "pool/Sub"),
         helper.make_node("Gather", [tensors.INPUT_IDS.name, "last"], ["bucket"], "pool/Gather"),
         helper.make_node("Gather", ["table", "bucket"], [logits.name], "table/Gather"),
@@ -52,7 +51,7 @@ def _graph(buckets: LengthBuckets) -> onnx.ModelProto:
         "length_buckets",
         [
             _input(tensors.INPUT_IDS, "tokens"),
-            _input(tensors.CU_SEQLENS, "sequences_and_one"),
+            _input(tensors.LENGTHS, "sequences"),
             _input(tensors.MAX_SEQLEN, "longest"),
         ],
         [helper.make_tensor_value_info(logits.name, TensorProto.FLOAT, ["sequences", table.shape[1]])],

@@ -42,16 +42,17 @@ class Packing:
 
 
 def packings_of(
-    input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, share: int, window: int | None
+    input_ids: Tensor, lengths: Tensor, max_seqlen: Tensor, share: int, window: int | None
 ) -> tuple[Packing, Packing]:
     """Indices of a pack whose attention has `share` heads per group: for layers that see all, and that have the window.
 
     Of `input_ids` and `max_seqlen` only the shapes are read.
     """
-    bounds = cu_seqlens.long()
-    start, end = bounds[:-1], bounds[1:]
-    token = torch.arange(input_ids.shape[0], device=bounds.device)
-    column = torch.arange(max_seqlen.shape[0], device=bounds.device)
+    length = lengths.long()
+    end = length.cumsum(0)
+    start = end - length
+    token = torch.arange(input_ids.shape[0], device=end.device)
+    column = torch.arange(max_seqlen.shape[0], device=end.device)
     sequence = (token[:, None] >= end[None, :]).long().sum(1)
     position = token - start.index_select(0, sequence)
     whole = Packing(
@@ -60,17 +61,16 @@ def packings_of(
         last=end - 1,
         position=position,
         unseen=mask(column[None, :] > column[:, None].expand(-1, share).reshape(-1, 1)),
-        outside=mask(column[None, :] >= (end - start)[:, None])[:, None, None, :],
+        outside=mask(column[None, :] >= length[:, None])[:, None, None, :],
     )
     if window is None:
         return whole, whole
     # No difference of positions is made for each score: as INT64 it would take twice the mask's memory.
     key, query = column[None, :], column[:, None].expand(-1, share).reshape(-1, 1)
-    length = (end - start)[:, None]
     return whole, replace(
         whole,
         unseen=mask((key > query) | (key <= query - window)),
-        outside=mask((key >= length) | (key < length - window))[:, None, None, :],
+        outside=mask((key >= length[:, None]) | (key < length[:, None] - window))[:, None, None, :],
     )
 
 
@@ -270,7 +270,7 @@ class PackedClassifier(nn.Module):
     """Logits FP32 `[sequences, labels]` of sequences packed end to end.
 
     `dtype` is that of embedding and GEMM weights; norms, biases and the score head stay float32. The last token of each
-    sequence is pooled, by `cu_seqlens`. Hugging Face pools the last token that is not the pad id, which is another one
+    sequence is pooled, by `lengths`. Hugging Face pools the last token that is not the pad id, which is another one
     where a text ends in the pad token (pad = eos).
     """
 
@@ -284,9 +284,9 @@ class PackedClassifier(nn.Module):
         self.model = Decoder(architecture, dtype)
         self.score = Gemm(architecture.hidden_size, labels, bias=False, dtype=torch.float32)
 
-    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor) -> Tensor:
-        """`input_ids` INT32 `[tokens]`, `cu_seqlens` INT32 `[sequences + 1]`, `max_seqlen` `[longest]` (its shape)."""
-        whole, local = packings_of(input_ids, cu_seqlens, max_seqlen, self.share, self.window)
+    def forward(self, input_ids: Tensor, lengths: Tensor, max_seqlen: Tensor) -> Tensor:
+        """`input_ids` INT32 `[tokens]`, `lengths` INT32 `[sequences]`, `max_seqlen` `[longest]` (its shape)."""
+        whole, local = packings_of(input_ids, lengths, max_seqlen, self.share, self.window)
         rotary = self.rotary(whole.position)
         local_rotary = rotary if self.local_rotary is None else self.local_rotary(whole.position)
         pooled = self.model(input_ids, (rotary, whole), (local_rotary, local))

@@ -110,9 +110,9 @@ def export_onnx(
 def graph_of(model: PackedClassifier, labels: int) -> ir.Model:
     """The optimised ONNX graph; initializers bear the parameters' names and have no values yet."""
     sequences = torch.export.Dim("sequences")
-    dynamic_shapes = ({0: torch.export.Dim("tokens")}, {0: sequences + 1}, {0: torch.export.Dim("longest")})
-    sizes = (TRACED_TOKENS, TRACED_SEQUENCES + 1, TRACED_LONGEST)
-    inputs = (tensors.INPUT_IDS, tensors.CU_SEQLENS, tensors.MAX_SEQLEN)
+    dynamic_shapes = ({0: torch.export.Dim("tokens")}, {0: sequences}, {0: torch.export.Dim("longest")})
+    sizes = (TRACED_TOKENS, TRACED_SEQUENCES, TRACED_LONGEST)
+    inputs = (tensors.INPUT_IDS, tensors.LENGTHS, tensors.MAX_SEQLEN)
     output = tensors.logits(labels).name
     with _quiet():
         program = torch.onnx.export(

@@ -69,7 +69,7 @@ def member_config(config: Config, member: Member) -> Any:
         message.default_model_filename = "model.plan"
     _input(message, tensors.INPUT_IDS, ragged=True)
     kinds = {
-        tensors.CU_SEQLENS: triton.BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO,
+        tensors.LENGTHS: triton.BatchInput.BATCH_ITEM_SHAPE_FLATTEN,
         tensors.MAX_SEQLEN: triton.BatchInput.BATCH_MAX_ELEMENT_COUNT_AS_SHAPE,
     }
     for tensor, batch_kind in kinds.items():
