@@ -159,8 +159,8 @@ test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest
 
 test-fast: export OMP_NUM_THREADS ?= 1
-test-fast: install ## the tests of two to three minutes: no training, no server, no whole program
-	$(BIN)/python -m pytest -m 'not slow'
+test-fast: install ## the tests of two minutes, in two processes: no training, no server, no whole program
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
 
 test-soak: export OMP_NUM_THREADS ?= 1
 test-soak: export PREFERENCE_SOAK_BATTLES ?= 100000

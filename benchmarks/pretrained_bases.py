@@ -2,7 +2,7 @@
 requirements/real.txt on Python's path.
 
 Their weights are GGUF files of 4 bits, which Transformers dequantises: real pretrained models, though not to the bit
-those that were published. Bases that are in FOLDER stay.
+those that were published. Beside each stands its lower half, a base of its own. Bases that are in FOLDER stay.
 """
 
 import shutil
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,16 +34,41 @@ def gemma3(scratch: Path) -> Path:
 BASES: Mapping[str, Callable[[Path], Path]] = {"smollm2": smollm2, "gemma3": gemma3}
 
 
-def write_checkpoint(gguf: Path, folder: Path) -> None:
-    """Writes the FP32 weights, configuration and tokenizer of a GGUF file as a checkpoint of Transformers."""
-    source, part = {"gguf_file": gguf.name}, folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+def write_checkpoints(gguf: Path, folder: Path) -> None:
+    """Writes the FP32 weights, configuration and tokenizer of a GGUF file as checkpoints of Transformers.
+
+    The whole model goes to `folder`, its lower half to `folder` with the ending `-lower-half`.
+    """
+    source = {"gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
     # It still calls itself quantised, and would not be saved.
     model.hf_quantizer, model.quantization_method, model.is_quantized = None, None, False
     vars(model.config).pop("quantization_config", None)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    _write(model, tokenizer, folder)
+    _keep_lower_half(model)
+    _write(model, tokenizer, lower_half(folder))
+
+
+def lower_half(folder: Path) -> Path:
+    """Where the lower half of the base in `folder` is."""
+    return folder.with_name(f"{folder.name}-lower-half")
+
+
+def _keep_lower_half(model: Any) -> None:
+    count = model.config.num_hidden_layers // 2
+    model.model.layers = model.model.layers[:count]
+    model.config.num_hidden_layers = count
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:count]
+
+
+def _write(model: Any, tokenizer: Any, folder: Path) -> None:
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
-    AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
 
@@ -51,10 +77,10 @@ def main(folder: Path) -> None:
     logging.set_verbosity_error()
     folder.mkdir(parents=True, exist_ok=True)
     for name, gguf in BASES.items():
-        if not (folder / name).is_dir():
+        if not lower_half(folder / name).is_dir():  # the last to be written
             with TemporaryDirectory(dir=folder) as scratch:
-                write_checkpoint(gguf(Path(scratch)), folder / name)
-            sys.stderr.write(f"{folder / name}: written\n")
+                write_checkpoints(gguf(Path(scratch)), folder / name)
+            sys.stderr.write(f"{folder / name}, and its lower half: written\n")
 
 
 if __name__ == "__main__":
