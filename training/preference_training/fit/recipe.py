@@ -23,6 +23,9 @@ class Recipe:
     last_layer: int | None = None  #: the last one, itself included
     #: whether the score head starts at zero, where all labels are equally likely, instead of at random
     zero_head: bool = False
+    #: starts the score head as a logistic regression on the states of the base before training, with this penalty on
+    #: the squares of its weights
+    probe_penalty: float | None = None
     learning_rate: float = 1e-4  #: at its highest
     batch_size: int = 8  #: battles in one pass
     gradient_accumulation_steps: int = 1  #: passes in one step
@@ -59,6 +62,9 @@ class Recipe:
         self._check("swap_probability", 0 <= self.swap_probability <= 1, "0 to 1")
         for key in ("weight_decay", "identity_loss_weight"):
             self._check(key, getattr(self, key) >= 0, "0 or more")
+        if self.probe_penalty is not None:
+            self._check("probe_penalty", self.probe_penalty > 0, "more than 0")
+            self._check("zero_head", not self.zero_head, "false: `probe_penalty` says where the head starts")
         self._check("seed", 0 <= self.seed < 2**32, f"0 to {2**32 - 1}")
         self._check("target_modules", len(self.target_modules) > 0, "at least one")
         self._check("evaluations_per_epoch", self.evaluations_per_epoch >= 0, "0 or more")

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from preference_training.fit.model import (
     preference_logits,
     remove_identity_head,
 )
+from preference_training.fit.probe import probe_batches, probe_head
 from preference_training.fit.recipe import Recipe, recipe_of
 
 #: `report(step, steps, values)`: called after each optimiser step, with the loss and metrics known so far.
@@ -70,6 +72,7 @@ def fit(
         model = classifier(base, member, recipe, len(config.labels), identities)
     _warn(member, unmatched_targets(recipe.target_modules, linear_modules(model)))
     checkpoints, saving = folder / "checkpoints", Checkpoints(seconds_between_checkpoints, stop)
+    probes = [] if recipe.probe_penalty is None else probe_batches(examples, recipe)
     trainer = MemberTrainer(
         model=model,
         args=_arguments(recipe, checkpoints, len(examples)),
@@ -77,11 +80,19 @@ def fit(
         train_dataset=TrainingBattles(examples, recipe.swap_probability, recipe.seed),
         eval_dataset=held_out,
         compute_metrics=_metrics,
-        callbacks=[*_callbacks(folder, member, recipe, held_out, report), saving],
+        callbacks=[*_callbacks(folder, member, recipe, held_out, partial(_report_after, len(probes), report)), saving],
     )
     trainer.recipe = recipe
     trainer.remove_callback(PrinterCallback)
     resumed = last_checkpoint(checkpoints)
+    if probes and resumed is None:
+
+        def probed(batch: int) -> None:
+            report(batch, len(probes) + _steps(recipe, len(examples)), {})
+            if stop():
+                raise Interrupted(f"The training of `{member.name}` was interrupted before its first step")
+
+        probe_head(model, probes, recipe, probed)
     with quiet_transformers():
         result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if saving.stopped:
@@ -108,6 +119,11 @@ def fit(
     shutil.rmtree(checkpoints, ignore_errors=True)
     trainable, total = model.get_nb_trainable_parameters()
     return {"trainable_parameters": trainable, "parameters": total, **measured}
+
+
+def _report_after(before: int, report: Report, step: int, steps: int, values: Mapping[str, float]) -> None:
+    """Counts what was done before the first step as steps, too."""
+    report(before + step, before + steps, values)
 
 
 def _warn(member: Classifier, doubts: Sequence[str]) -> None:
@@ -179,8 +195,16 @@ class _Reporter(TrainerCallback):
         self.report(state.global_step, state.max_steps, self.values)
 
 
+def _steps_per_epoch(recipe: Recipe, examples: int) -> int:
+    return math.ceil(examples / (recipe.batch_size * recipe.gradient_accumulation_steps))
+
+
+def _steps(recipe: Recipe, examples: int) -> int:
+    return math.ceil(recipe.epochs * _steps_per_epoch(recipe, examples))
+
+
 def _arguments(recipe: Recipe, output: Path, examples: int) -> TrainingArguments:
-    steps_per_epoch = math.ceil(examples / (recipe.batch_size * recipe.gradient_accumulation_steps))
+    steps_per_epoch = _steps_per_epoch(recipe, examples)
     evaluates = recipe.evaluations_per_epoch > 0
     interval = math.ceil(steps_per_epoch / recipe.evaluations_per_epoch) if evaluates else None
     keeps_best = recipe.early_stopping_patience is not None
