@@ -81,3 +81,20 @@ def test_without_a_calibration_nothing_is_quantised_statically(project):
     with pytest.raises(ArtefactError, match="`gemma` is not calibrated") as caught:
         project.run("onnx")
     assert "preference-export calibrate" in caught.value.hint
+
+
+def test_gemms_that_are_kept_for_their_ranges_are_shown_and_named_in_the_manifest(project):
+    pytest.importorskip("modelopt")
+    static = 'precision = "int8"\nquantisation = { method = "static", keep_above = 1.0 }'
+    project.edit("max_tokens = 48", f"max_tokens = 48\n{static}")
+    project.run("calibrate")
+    (result,) = project.run("onnx")["results"]
+    manifest = verify(project.folder / result["folder"])
+    assert result["gemms_kept"] == len(manifest.details["gemms_kept"]) == 14
+    assert manifest.details["gemms_kept"][0] == "model.layers.0.self_attn.q_proj"
+    kept_bytes = result["weight_bytes"]
+    project.edit("keep_above = 1.0", "keep_above = 1000")
+    (result,) = project.run("onnx")["results"]
+    assert "gemms_kept" not in result
+    assert verify(project.folder / result["folder"]).details["gemms_kept"] == []
+    assert result["weight_bytes"] < kept_bytes

@@ -1,5 +1,7 @@
 """Every precision stands in the graph as promised, for every architecture, and stays close to the original."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +16,7 @@ from preference_export.engine.profiles import profiles_of
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import exceeded, limits_of, measure
 from preference_export.graph.precision import Dtypes, check_supported, dtypes_of
-from preference_export.graph.quantise import QuantisedWeights, grouped, quantised_gemms
+from preference_export.graph.quantise import QuantisedWeights, grouped, quantised_gemms, spread
 
 RECIPES = {
     "fp32": Dtypes("float32"),
@@ -161,6 +163,26 @@ def test_kept_layers_stay_in_the_higher_precision(tracer, sequences):
 def test_a_pattern_that_matches_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"`\*\.query`, which no GEMM matches"):
         quantised_gemms(["model.layers.0.self_attn.q_proj"], Dtypes("float16", "int8", keep=("*.query",)))
+
+
+def test_gemms_that_read_activations_with_a_few_huge_features_stay_in_the_higher_precision(tracer):
+    traced = tracer.of("llama")
+    names = sorted(traced.ranges)
+    dtypes = Dtypes("float16", "int8", alpha=0.5, keep_above=4.0)
+    assert all(spread(traced.ranges[name], 0.5) < 4 for name in names)
+    huge = "model.layers.1.mlp.down_proj"
+    ranges = {**traced.ranges, huge: traced.ranges[huge].clone()}
+    ranges[huge][3] = 20 * ranges[huge].median()  # the square root of 20 is above 4, of 12 it is not
+    assert quantised_gemms(names, dtypes, ranges) == [name for name in names if name != huge]
+    assert quantised_gemms(names, replace(dtypes, keep_above=5.0), ranges) == names
+    ranges[huge][3] = 12 * ranges[huge].median()
+    assert quantised_gemms(names, dtypes, ranges) == names
+    assert huge not in quantised_gemms(names, replace(dtypes, alpha=None), ranges)
+
+
+def test_a_spread_counts_the_features_that_are_used_and_what_smoothing_leaves_of_them():
+    ranges = torch.tensor([0.0, 0.0, 1.0, 1.0, 2.0, 1.0, 64.0])
+    assert (spread(ranges, 0.0), spread(ranges, 0.5), spread(torch.zeros(3), 0.5)) == (64.0, 8.0, 1.0)
 
 
 class SomeWeights:

@@ -47,10 +47,14 @@ class Quantisation:
     precision: Literal["fp32", "fp16", "bf16"] | None = None
     keep: tuple[str, ...] = ()  #: GEMMs that stay in that precision, as patterns: `layers.0.*`, `*.o_proj`
     alpha: float = 0.5  #: 0 to 1: how much of the activations' range SmoothQuant moves into INT8 weights
+    #: in static INT8, GEMMs stay in that precision, too, whose widest input feature has, smoothed, more than so many
+    #: times the calibrated range of the median one
+    keep_above: float = 4.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"`alpha` is {self.alpha}, expected 0 to 1")
+        at_least("keep_above", self.keep_above, 1)
         if self.method == "dynamic" and self.precision not in (None, "fp32"):
             raise ConfigError(f"`precision` is `{self.precision}`; with the method `dynamic` it is always `fp32`")
 

@@ -8,3 +8,5 @@ RANGES_FILE = "calibration.safetensors"
 #: Keys of a manifest's details.
 WEIGHT_BYTES = "weight_bytes"
 DOUBTS = "doubts"
+#: GEMMs that are not quantised because of the ranges of what they read.
+KEPT_GEMMS = "gemms_kept"

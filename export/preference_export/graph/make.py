@@ -14,7 +14,7 @@ from preference_core.battles.tokenisation import write_tokenisation
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
 from preference_core.ensemble.settings import Classifier
 from preference_core.progress import BytesDone
-from preference_export.artefacts.names import DOUBTS, RANGES_FILE, WEIGHT_BYTES
+from preference_export.artefacts.names import DOUBTS, KEPT_GEMMS, RANGES_FILE, WEIGHT_BYTES
 from preference_export.checkpoint.adapter import check_named_base, check_no_adapter, read_adapter
 from preference_export.checkpoint.architecture import Architecture, architecture_of, check_scores, hugging_face_config
 from preference_export.checkpoint.doubts import doubts_of
@@ -27,7 +27,7 @@ from preference_export.checkpoint.tokenizer_check import check_ids, check_readin
 from preference_export.graph.block_size import block_size
 from preference_export.graph.casts import ParameterSpec, written_specs
 from preference_export.graph.precision import Dtypes, dtypes_of
-from preference_export.graph.quantise import quantised_gemms
+from preference_export.graph.quantise import Ranges, quantised_gemms
 from preference_export.graph.write import (
     checkpoint_shapes,
     classifier_without_data,
@@ -46,6 +46,8 @@ class OpenedMember:
     specs: Mapping[str, ParameterSpec]
     labels: int
     dtypes: Dtypes
+    #: GEMMs that are not quantised because of their calibrated ranges
+    kept: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
@@ -58,8 +60,11 @@ class OpenedMember:
         return sum(torch.Size(shape).numel() for shape in self.weights.shapes.values()) * self.dtypes.dtype.itemsize
 
 
-def open_member(job: Job[Classifier]) -> OpenedMember:
-    """Reads configuration and headers, and refuses whatever does not fit together."""
+def open_member(job: Job[Classifier], ranges: Ranges | None = None) -> OpenedMember:
+    """Reads configuration and headers, and refuses whatever does not fit together.
+
+    `ranges` of activations say which GEMMs are not quantised; without them, all are that the configuration names.
+    """
     config, member, source = job.config, job.member, job.source
     check_no_adapter(source.base.folder)
     published = hugging_face_config(source.base.folder)
@@ -80,8 +85,10 @@ def open_member(job: Job[Classifier]) -> OpenedMember:
         model = classifier_without_data(architecture, len(config.labels))
     check_head(member, published, [adapter.folder for adapter in source.adapters], config.labels)
     weights = MergedWeights(base, adapters, checkpoint_shapes(model))
-    specs = written_specs(parameter_specs(model), dtypes, quantised_gemms(modules, dtypes))
-    return OpenedMember(architecture, weights, specs, len(config.labels), dtypes)
+    quantised = quantised_gemms(modules, dtypes, ranges)
+    kept = tuple(name for name in quantised_gemms(modules, dtypes) if name not in quantised)
+    specs = written_specs(parameter_specs(model), dtypes, quantised)
+    return OpenedMember(architecture, weights, specs, len(config.labels), dtypes, kept)
 
 
 def fill(draft: Draft, job: Job[Classifier], started: Started, report: BytesDone) -> None:
@@ -89,13 +96,13 @@ def fill(draft: Draft, job: Job[Classifier], started: Started, report: BytesDone
 
     Nothing is written before everything was checked.
     """
-    opened = open_member(job)
+    ranges = load_file(job.calibration / RANGES_FILE) if dtypes_of(job.member).calibrated else None
+    opened = open_member(job, ranges)
     tokenizer = tokenizer_of(job.source).folder
     settings = settings_of_checkpoint(tokenizer, job.member)
     tokenisation = replace(settings, embedding_rows=opened.architecture.vocabulary)
     check_reading(job.member, job.source, tokenisation)
     unknown = check_ids(job.source, tokenisation)
-    ranges = load_file(job.calibration / RANGES_FILE) if opened.dtypes.calibrated else None
     started(opened.bytes)
     write_tokenisation(draft.folder, tokenizer, tokenisation)
     draft.known_hashes = export_onnx(
@@ -116,4 +123,5 @@ def fill(draft: Draft, job: Job[Classifier], started: Started, report: BytesDone
         "architecture": opened.architecture.model_type,
         WEIGHT_BYTES: opened.bytes,
         DOUBTS: [*unknown, *doubts],
+        KEPT_GEMMS: list(opened.kept),
     }

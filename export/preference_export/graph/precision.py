@@ -27,7 +27,8 @@ class Dtypes:
     """`gemms` is the dtype of the embedding and of all GEMMs but the head; with `quantised_gemms`, GEMMs are in that.
 
     Both are names of torch. `dynamic` finds the scales of activations at run time. `keep` are patterns of GEMMs that
-    stay in `gemms`; `alpha` is SmoothQuant's, None without smoothing.
+    stay in `gemms`, as do GEMMs with a `spread` of calibrated ranges above `keep_above`; `alpha` is SmoothQuant's,
+    None without smoothing.
     """
 
     gemms: str
@@ -35,12 +36,14 @@ class Dtypes:
     dynamic: bool = False
     keep: tuple[str, ...] = ()
     alpha: float | None = None
+    keep_above: float | None = None
 
     @property
     def described(self) -> dict[str, Any]:
         """The same as plain text and numbers, for manifests."""
         quantised = {"quantised_gemms": self.quantised_gemms} if self.quantised_gemms else {}
-        return {"gemms": self.gemms, **quantised, "dynamic": self.dynamic, "keep": list(self.keep), "alpha": self.alpha}
+        kept = {"keep": list(self.keep), "keep_above": self.keep_above}
+        return {"gemms": self.gemms, **quantised, "dynamic": self.dynamic, **kept, "alpha": self.alpha}
 
     @property
     def runs_on_cpu(self) -> bool:
@@ -75,12 +78,14 @@ def dtypes_of(member: Member) -> Dtypes:
     settings = member.quantisation or Quantisation()
     implied = "dynamic" if member.precision == "int8" and not member.on_gpu else "static"
     dynamic = (settings.method or implied) == "dynamic"
+    static_int8 = quantised == "int8" and not dynamic
     return Dtypes(
         gemms=GEMM_DTYPES[settings.precision or ("fp32" if dynamic else "fp16")],
         quantised_gemms=quantised,
         dynamic=dynamic,
         keep=settings.keep,
-        alpha=settings.alpha if quantised == "int8" and not dynamic and settings.alpha > 0 else None,
+        alpha=settings.alpha if static_int8 and settings.alpha > 0 else None,
+        keep_above=settings.keep_above if static_int8 else None,
     )
 
 

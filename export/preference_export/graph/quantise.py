@@ -32,8 +32,11 @@ class Weights(Protocol):
     def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]: ...
 
 
-def quantised_gemms(gemms: Sequence[str], dtypes: Dtypes) -> list[str]:
-    """Those of `gemms` that `dtypes` quantises. A pattern that keeps nothing is an error: it is misspelt."""
+def quantised_gemms(gemms: Sequence[str], dtypes: Dtypes, ranges: Ranges | None = None) -> list[str]:
+    """Those of `gemms` that `dtypes` quantises; with `ranges`, without those whose activations are too uneven for it.
+
+    A pattern that keeps nothing is an error: it is misspelt.
+    """
     if dtypes.quantised is None:
         return []
     names = [name for name in gemms if name.startswith(DECODER_PREFIX)]
@@ -47,7 +50,19 @@ def quantised_gemms(gemms: Sequence[str], dtypes: Dtypes) -> list[str]:
                 hint=f"GEMMs are called `{names[0].removeprefix(DECODER_PREFIX)}` and so on.",
             )
         kept |= matched
+    if ranges is not None and dtypes.keep_above is not None:
+        alpha = dtypes.alpha or 0.0
+        kept |= {name for name in names if name not in kept and spread(ranges[name], alpha) > dtypes.keep_above}
     return [name for name in names if name not in kept]
+
+
+def spread(ranges: Tensor, alpha: float) -> float:
+    """How many times the median input feature's range the largest one's is, once SmoothQuant has taken its share.
+
+    All features of a tensor share one scale: with a spread of 127 the median one is always rounded to 1, 0 or -1.
+    """
+    used = ranges[ranges > 0]
+    return float(used.max() / used.median()) ** (1 - alpha) if len(used) else 1.0
 
 
 def grouped(names: Sequence[str]) -> list[list[str]]:

@@ -83,7 +83,7 @@ def export_onnx(
     sequences of up to `max_tokens` tokens, which decides its speed and not its result.
     """
     model = classifier_without_data(architecture, labels)
-    names = quantised_gemms(linear_modules(model), dtypes)
+    names = quantised_gemms(linear_modules(model), dtypes, ranges)
     specs = written_specs(parameter_specs(model), dtypes, names)
     if graph is None:
         graph = graph_of(model, labels)
