@@ -109,7 +109,11 @@ def test_real_goes_from_the_weights_to_the_report(real, tmp_path):
     commands = real()
     assert (tmp_path / "build/real/battles.csv").read_text() == "battles"
     configs = ["configs/real.toml", *(f"build/real-{precision}.toml" for precision in ("fp16", "int8", "fp8"))]
-    assert [command[2] for command in commands if command[0] == "preference-export"] == configs
+    exported = [["all", config, "--member", member] for config in configs[1:] for member in ("gemma", "llama")]
+    assert [command[1:] for command in commands if command[0] == "preference-export"] == [
+        ["all", configs[0]],
+        *exported,
+    ]
     trained = [command[1:3] for command in commands if command[0] == "preference-train"]
     order = ["split", "fit", "predict", "weights", "predict", "evaluate"]
     assert trained == [[name, configs[0]] for name in order]
@@ -120,6 +124,16 @@ def test_real_goes_from_the_weights_to_the_report(real, tmp_path):
         ["python", "benchmarks/pretrained_bases.py"],
         ["python", "benchmarks/real.py"],
     ]
+
+
+def test_real_goes_on_where_a_precision_is_refused_and_not_where_the_served_one_is(real, tmp_path):
+    refuses = tmp_path / "bin/preference-export"
+    refuses.write_text(NOTE + 'case "$2" in *fp8*) exit 2 ;; esac\n')
+    commands = real()
+    assert commands[-1][:2] == ["preference-train", "evaluate"]
+    refuses.write_text(NOTE + "exit 2\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        real()
 
 
 def test_real_does_nothing_again_that_is_newer_than_what_it_is_made_of(real, tmp_path):
