@@ -162,7 +162,7 @@ test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest
 
 test-fast: export OMP_NUM_THREADS ?= 1
-test-fast: install ## the tests of two minutes, in two processes: no training, no server, no whole program
+test-fast: install ## the tests of two to three minutes, in two processes: no training, no server, no whole program
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
 
 test-soak: export OMP_NUM_THREADS ?= 1
