@@ -2,7 +2,7 @@
 requirements/real.txt on Python's path.
 
 Their weights are GGUF files of 4 bits, which Transformers dequantises: real pretrained models, though not to the bit
-those that were published. Beside each stands its lower half, a base of its own. Bases that are in FOLDER stay.
+those that were published. Beside each stands its lower half, a base of its own. Pairs that are in FOLDER stay.
 """
 
 import shutil

@@ -93,7 +93,7 @@ def test_a_probe_that_is_interrupted_leaves_no_checkpoint_and_a_resumed_run_does
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_adapters_trained_before_probes_existed_are_still_up_to_date(generated):
+def test_a_recipe_without_a_probe_is_recorded_without_it(generated):
     plain, probing = generated.members[0], probed(generated)
     assert "probe_penalty" not in adapter_stage(generated, plain).made_from["recipe"]
     assert adapter_stage(generated, probing).made_from["recipe"]["probe_penalty"] == 0.05

@@ -44,7 +44,8 @@ from preference_training.fit.model import (
 from preference_training.fit.probe import probe_batches, probe_head
 from preference_training.fit.recipe import Recipe, recipe_of
 
-#: `report(step, steps, values)`: called after each optimiser step, with the loss and metrics known so far.
+#: `report(step, steps, values)`: called after each optimiser step, with the loss and metrics known so far. Batches that
+#: a probe reads before the first one count as steps.
 Report = Callable[[int, int, Mapping[str, float]], None]
 
 
@@ -90,7 +91,10 @@ def fit(
         def probed(batch: int) -> None:
             report(batch, len(probes) + _steps(recipe, len(examples)), {})
             if stop():
-                raise Interrupted(f"The training of `{member.name}` was interrupted before its first step")
+                raise Interrupted(
+                    f"The training of `{member.name}` was interrupted before its first step",
+                    hint="The same command begins it again; members that were done are kept.",
+                )
 
         probe_head(model, probes, recipe, probed)
     with quiet_transformers():
@@ -122,7 +126,7 @@ def fit(
 
 
 def _report_after(before: int, report: Report, step: int, steps: int, values: Mapping[str, float]) -> None:
-    """Counts what was done before the first step as steps, too."""
+    """Reports a step after `before` batches of a probe."""
     report(before + step, before + steps, values)
 
 
