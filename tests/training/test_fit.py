@@ -229,10 +229,12 @@ def test_early_stopping_needs_validation_battles(generated, tmp_path):
         fit(tmp_path, config, member, silent)
 
 
-def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_adapter(generated):
+@pytest.mark.parametrize("validation", [True, False])
+def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_adapter(generated, validation):
     member = replace(generated.members[1], training={"learning_rate": 1e30, "max_gradient_norm": 1e30})
+    config = generated if validation else replace(generated, data=replace(generated.data, validation=None))
     with pytest.raises(SystemFailure, match="The training of `llama` diverged"):
-        adapter_stage(generated, member).run(lambda folder: fit(folder, generated, member, silent))
+        adapter_stage(config, member).run(lambda folder: fit(folder, config, member, silent))
     assert not Path(member.adapter).exists()
 
 

@@ -9,14 +9,14 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel
 
 from preference_core.battles.battle import swapped_label_order
-from preference_core.errors import ConfigError, Interrupted
+from preference_core.errors import ConfigError, Interrupted, SystemFailure
 from preference_core.quiet_libraries import quiet_transformers
 from preference_training.battles.rows import read_labelled
+from preference_training.fit import probe
 from preference_training.fit.adapter import adapter_stage
-from preference_training.fit.checkpoints import last_checkpoint
 from preference_training.fit.encoding import tokenizer_of
 from preference_training.fit.model import base_folder
-from preference_training.fit.probe import logistic_regression
+from preference_training.fit.probe import STATES_FILE, logistic_regression
 from preference_training.fit.recipe import Recipe
 from preference_training.fit.trainer import fit
 
@@ -81,16 +81,45 @@ def test_training_starts_with_the_head_that_fits_what_the_base_says_of_the_battl
 
 
 @pytest.mark.slow
-def test_a_probe_that_is_interrupted_leaves_no_checkpoint_and_a_resumed_run_does_not_probe_again(generated, tmp_path):
-    member, steps = probed(generated), []
-    with pytest.raises(Interrupted, match="before its first step"):
-        fit(tmp_path, generated, member, lambda *_: None, stop=lambda: True)
-    assert last_checkpoint(tmp_path / "checkpoints") is None
+def test_a_probe_that_is_interrupted_reads_on_and_ends_with_the_same_adapter(generated, tmp_path):
+    member, steps, whole = probed(generated, learning_rate=1e-3), [], tmp_path / "whole"
+    fit(whole, generated, member, lambda *_: None)
 
-    with pytest.raises(Interrupted, match="a checkpoint after step 1 of 4"):
-        fit(tmp_path, generated, member, lambda step, *_: steps.append(step), stop=lambda: len(steps) > 4)
-    fit(tmp_path, generated, member, lambda step, *_: steps.append(step))
+    folder = tmp_path / "interrupted"
+    for last in (2, 3, 5):  # in the probe, in it again, and after the first step of training
+        with pytest.raises(Interrupted, match="what its probe has read is kept" if last < 4 else "after step 1 of 4"):
+            fit(
+                folder,
+                generated,
+                member,
+                lambda step, *_: steps.append(step),
+                stop=lambda last=last: len(steps) == last,
+            )
+    assert len(load_file(folder / "checkpoints" / STATES_FILE)["states"]) == 64
+    fit(folder, generated, member, lambda step, *_: steps.append(step))
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert not (folder / "checkpoints").exists()
+    file = "adapter_model.safetensors"
+    assert (folder / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe", [{"swap_probability": 0.0}, {"precision": "bf16"}, {"gradient_checkpointing": True}], ids=str
+)
+def test_a_probe_goes_with_every_recipe(generated, tmp_path, recipe):
+    total = []
+    measured = fit(tmp_path, generated, probed(generated, **recipe), lambda step, steps, values: total.append(steps))
+    assert set(total) == {4 + (2 if recipe.get("swap_probability") == 0 else 4)}
+    assert measured["train_loss"] < 1.0986
+
+
+@pytest.mark.slow
+def test_states_that_are_not_finite_end_the_training_before_its_first_step(generated, tmp_path, monkeypatch):
+    real = probe.pooled_states
+    monkeypatch.setattr(probe, "pooled_states", lambda *inputs: real(*inputs).index_fill(0, torch.tensor(1), torch.inf))
+    with pytest.raises(SystemFailure, match=r"4 of 64 texts is not finite in fp32"):
+        fit(tmp_path, generated, probed(generated), lambda *_: None)
 
 
 def test_a_recipe_without_a_probe_is_recorded_without_it(generated):

@@ -5,18 +5,24 @@ to distort.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from preference_core.artefacts.replacement import replaced_file
+from preference_core.errors import Interrupted, SystemFailure
 from preference_training.fit.battle_order import Example
 from preference_training.fit.encoding import collate
 from preference_training.fit.model import pooled_states
 from preference_training.fit.recipe import Recipe
 
+STATES_FILE = "probe.safetensors"
 _ITERATIONS = 500
 
 
@@ -29,33 +35,78 @@ def probe_batches(examples: Sequence[Example], recipe: Recipe) -> list[list[Exam
 
 
 def probe_head(
-    model: PeftModel, batches: Sequence[Sequence[Example]], recipe: Recipe, done: Callable[[int], None]
+    model: PeftModel,
+    batches: Sequence[Sequence[Example]],
+    recipe: Recipe,
+    folder: Path,
+    seconds: float,
+    done: Callable[[int], None],
 ) -> None:
-    """Gives `model`, whose LoRA changes nothing yet, the head of `recipe.probe_penalty`. `done` is told each batch."""
+    """Gives `model`, whose LoRA changes nothing yet, the head of `recipe.probe_penalty`. `done` is told each batch.
+
+    What was read is kept in `folder` every `seconds`, at the end, and when `done` raises `Interrupted`; a run that finds
+    it there reads on. Raises `SystemFailure` where the base returns what is not finite.
+    """
     assert recipe.probe_penalty is not None
-    base: Any = model.get_base_model()
-    head = base.score.weight
-    states, labels = [], []
-    model.eval()
-    with torch.inference_mode():
-        for number, examples in enumerate(batches, 1):
-            batch = {name: values.to(head.device) for name, values in collate(examples).items()}
-            states.append(pooled_states(model, batch["input_ids"], batch["attention_mask"], recipe.precision))
-            labels.append(batch["labels"])
-            done(number)
-    weights = logistic_regression(torch.cat(states), torch.cat(labels), len(head), recipe.probe_penalty)
+    head = model.get_base_model().score.weight
+    states = _read(model, batches, recipe, folder / STATES_FILE, seconds, done)
+    overflown = int((~states.isfinite()).any(1).sum())
+    if overflown:
+        raise SystemFailure(
+            f"What the base makes of {overflown} of {len(states)} texts is not finite in {recipe.precision}",
+            hint='Train in another `precision`: "bf16" or "fp32".',
+        )
+    labels = torch.tensor([example["labels"] for examples in batches for example in examples])
+    weights = logistic_regression(states, labels, len(head), recipe.probe_penalty)
     with torch.no_grad():
         head.copy_(weights)
+
+
+def _read(
+    model: PeftModel,
+    batches: Sequence[Sequence[Example]],
+    recipe: Recipe,
+    file: Path,
+    seconds: float,
+    done: Callable[[int], None],
+) -> Tensor:
+    """The states FP32 `[sequences, hidden]` of all batches, on the CPU."""
+    device = model.get_base_model().score.weight.device
+    states = [load_file(file)["states"]] if file.exists() else []
+    known, saved_at = sum(map(len, states)), monotonic()
+    model.eval()
+    for number, examples in enumerate(batches, 1):
+        known -= len(examples)
+        if known >= 0:
+            continue
+        batch = {name: values.to(device) for name, values in collate(examples).items()}
+        with torch.no_grad():
+            states.append(pooled_states(model, batch["input_ids"], batch["attention_mask"], recipe.precision).cpu())
+        try:
+            done(number)
+        except Interrupted:
+            _save(states, file)
+            raise
+        if number == len(batches) or monotonic() - saved_at >= seconds:
+            _save(states, file)
+            saved_at = monotonic()
+    return torch.cat(states)
+
+
+def _save(states: Sequence[Tensor], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(file) as part:
+        save_file({"states": torch.cat(list(states))}, part)
 
 
 def logistic_regression(states: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:
     """Weights FP64 `[classes, features]`, without bias, that minimise the mean cross entropy of `labels` `[rows]` and
     `penalty / 2` times the sum of their squares, each feature of `states` `[rows, features]` having unit deviation.
     """
-    states = states.double()
+    states = states.to(torch.float64, copy=True)
     deviation = states.std(0, correction=0)
     deviation = torch.where(deviation > 0, deviation, 1.0)
-    states = states / deviation
+    states /= deviation
     weights = torch.zeros(classes, states.shape[1], dtype=states.dtype, device=states.device, requires_grad=True)
     search = torch.optim.LBFGS([weights], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 

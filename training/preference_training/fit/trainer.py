@@ -73,7 +73,7 @@ def fit(
         model = classifier(base, member, recipe, len(config.labels), identities)
     _warn(member, unmatched_targets(recipe.target_modules, linear_modules(model)))
     checkpoints, saving = folder / "checkpoints", Checkpoints(seconds_between_checkpoints, stop)
-    probes = [] if recipe.probe_penalty is None else probe_batches(examples, recipe)
+    to_probe = [] if recipe.probe_penalty is None else probe_batches(examples, recipe)
     trainer = MemberTrainer(
         model=model,
         args=_arguments(recipe, checkpoints, len(examples)),
@@ -81,22 +81,25 @@ def fit(
         train_dataset=TrainingBattles(examples, recipe.swap_probability, recipe.seed),
         eval_dataset=held_out,
         compute_metrics=_metrics,
-        callbacks=[*_callbacks(folder, member, recipe, held_out, partial(_report_after, len(probes), report)), saving],
+        callbacks=[
+            *_callbacks(folder, member, recipe, held_out, partial(_report_after, len(to_probe), report)),
+            saving,
+        ],
     )
     trainer.recipe = recipe
     trainer.remove_callback(PrinterCallback)
     resumed = last_checkpoint(checkpoints)
-    if probes and resumed is None:
+    if to_probe and resumed is None:
 
         def probed(batch: int) -> None:
-            report(batch, len(probes) + _steps(recipe, len(examples)), {})
+            report(batch, len(to_probe) + _steps(recipe, len(examples)), {})
             if stop():
                 raise Interrupted(
-                    f"The training of `{member.name}` was interrupted before its first step",
-                    hint="The same command begins it again; members that were done are kept.",
+                    f"The training of `{member.name}` was interrupted; what its probe has read is kept",
+                    hint="The same command reads on; members that were done are kept.",
                 )
 
-        probe_head(model, probes, recipe, probed)
+        probe_head(model, to_probe, recipe, checkpoints, seconds_between_checkpoints, probed)
     with quiet_transformers():
         result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if saving.stopped:
@@ -109,7 +112,9 @@ def fit(
         measured = {"train_loss": result.training_loss, **_final(trainer, held_out)}
     if recipe.tensorboard:
         _log_final(_summary_writer(member, folder / "tensorboard"), measured, result.global_step)
-    if not all(math.isfinite(value) for value in measured.values()):
+    # The Trainer leaves losses that are not finite out of the mean that it reports: the weights tell, too.
+    trained = (bool(parameter.isfinite().all()) for parameter in model.parameters() if parameter.requires_grad)
+    if not all(map(math.isfinite, measured.values())) or not all(trained):
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise SystemFailure(
             f"The training of `{member.name}` diverged: {measured}", hint="Lower `learning_rate`, or train in bf16."
