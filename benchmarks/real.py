@@ -18,6 +18,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from preference_core.artefacts.manifest import verify
 from preference_core.battles.encoders import encoder_from_folder
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.loading import load_config
@@ -25,7 +26,7 @@ from preference_core.ensemble.metrics import log_loss
 from preference_core.ensemble.settings import Classifier, Config
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.gate.onnx_classifier import OnnxClassifier
-from preference_export.gate.parity import compare
+from preference_export.gate.parity import BROKEN, compare
 from preference_training.battles.rows import read_labelled
 from preference_training.evaluation.predictions import ENSEMBLE, read_predictions
 
@@ -97,8 +98,12 @@ def precision_rows(configs: Sequence[Config], name: str) -> list[tuple[str, ...]
         ours, theirs = (softmax(values.astype(np.float64)) for values in (logits[precision], expected))
         rows.append(
             (
-                *(name, f"`{precision}`", f"{parity.max_logit_difference:.2g}", f"{parity.mean_logit_difference:.2g}"),
-                *(f"{parity.max_probability_difference:.2g}", f"{np.abs(ours - theirs).mean():.2g}"),
+                name,
+                f"`{precision}`{refused(folder)}",
+                f"{parity.max_logit_difference:.2g}",
+                f"{parity.mean_logit_difference:.2g}",
+                f"{parity.max_probability_difference:.2g}",
+                f"{np.abs(ours - theirs).mean():.2g}",
                 f"{parity.decision_flips} of {parity.sequences}",
                 f"{log_loss(ours, targets) - log_loss(theirs, targets):+.1e}",
                 f"{sum(file.stat().st_size for file in folder.glob(f'{MODEL_FILE}*')) / 1e6:.0f} MB",
@@ -106,6 +111,11 @@ def precision_rows(configs: Sequence[Config], name: str) -> list[tuple[str, ...]
             )
         )
     return rows
+
+
+def refused(folder: Path) -> str:
+    """Says so where the comparison of the export refused a member; only its graph is measured here all the same."""
+    return " (refused)" if BROKEN in verify(folder).parity else ""
 
 
 def answers(

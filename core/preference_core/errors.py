@@ -9,7 +9,7 @@ It knows nothing of where errors come from. Commands print `describe(error)` and
     |  +- RefusedError
     |  +- CombinationError
     |  +- ArtefactError
-    |  +- ParityError
+    |  +- ParityError             exit code 3: it was made, and is too far from the original
     |  +- ArchitectureError       preference_export.checkpoint.architecture
     |  +- CheckpointError
     |  +- AdapterError            preference_export.checkpoint.adapter
@@ -122,7 +122,9 @@ class CheckpointError(UserError):
 
 
 class ParityError(UserError):
-    """An artefact does not reproduce the original model within its limits."""
+    """An artefact does not reproduce the original model within its limits: exit code 3."""
+
+    exit_code = 3
 
 
 class ServerError(SystemFailure):

@@ -127,6 +127,7 @@ SPECIAL_CASE = Tensor("special_case", "INT32", (1,))
 INPUT_IDS = Tensor("input_ids", "INT32", (-1,))
 LENGTHS = Tensor("lengths", "INT32", (-1,))  #: of the sequences, in tokens
 MAX_SEQLEN = Tensor("max_seqlen", "INT32", (-1,))  #: only its own length counts: the longest sequence's
+ENGINE_INPUTS = (INPUT_IDS, LENGTHS, MAX_SEQLEN)
 
 
 def logits(labels: int) -> Tensor:

@@ -13,7 +13,7 @@ import typer
 from preference_core.artefacts.manifest import hashed_once
 from preference_core.command import TRACEBACK_HELP, run_command
 from preference_core.ensemble.loading import load_config
-from preference_core.errors import UserError
+from preference_core.errors import ParityError, UserError
 from preference_export import stages
 from preference_export.run import Run
 
@@ -113,7 +113,7 @@ def check(
 ) -> None:
     """Compare each exported member with the original model, again, and record the result.
 
-    With --against: compare the exported ensemble with your own predictions instead; exit code 1 where they differ.
+    With --against: compare the exported ensemble with your own predictions instead; exit code 3 where they differ.
     """
     if against is None and battles is not None:
         raise UserError("`--battles` has no meaning without `--against`")
@@ -123,7 +123,7 @@ def check(
             stages.each_member(run, stages.check)
     if not agrees:
         typer.echo(f"hint: {run.results[-1].get('cause') or NOTHING_FOUND}", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(ParityError.exit_code)
 
 
 @app.command()

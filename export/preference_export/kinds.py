@@ -15,6 +15,7 @@ from preference_core.battles.template import template_of
 from preference_core.ensemble.settings import Classifier, Config, LengthBaseline, Member
 from preference_core.progress import BytesDone
 from preference_core.structure import plain
+from preference_core.tensors import ENGINE_INPUTS
 from preference_export.artefacts.model import Model
 from preference_export.artefacts.names import WEIGHT_BYTES
 from preference_export.checkpoint.job import Job, Started
@@ -39,7 +40,7 @@ class ClassifierJob(Job[Classifier]):
     @property
     def settings(self) -> dict[str, Any]:
         values = {key: plain(getattr(self.member, key)) for key in READ_BY}
-        return {"labels": list(self.config.labels), "dtypes": dtypes_of(self.member).described, **values}
+        return {**_interface(self.config), "dtypes": dtypes_of(self.member).described, **values}
 
     def shapes(self) -> Shapes:
         return shapes_of(self.member, len(self.config.labels))
@@ -81,7 +82,7 @@ class LengthJob(Job[LengthBaseline]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"labels": list(self.config.labels), "kind": self.member.kind}
+        return {**_interface(self.config), "kind": self.member.kind}
 
     def shapes(self) -> Shapes:
         """Its buckets may not be fitted yet."""
@@ -103,3 +104,8 @@ class LengthJob(Job[LengthBaseline]):
         from preference_export.original.lengths import LengthReference
 
         return LengthReference(read_buckets(self.source.base.folder, self.config.labels))
+
+
+def _interface(config: Config) -> dict[str, Any]:
+    """What an exported member must agree on with the repository it is put into."""
+    return {"labels": list(config.labels), "inputs": [tensor.name for tensor in ENGINE_INPUTS]}

@@ -14,7 +14,7 @@ from preference_core.ensemble.settings import Config, Member
 from preference_core.errors import escape_control_characters
 from preference_core.structure import plain
 from preference_export import needs
-from preference_export.artefacts.names import DOUBTS, KEPT_GEMMS, WEIGHT_BYTES
+from preference_export.artefacts.names import DOUBTS, KEPT_GEMMS, QUANTISED_GEMMS, WEIGHT_BYTES
 from preference_export.checkpoint.allocation import freed_memory_kept
 from preference_export.checkpoint.job import Job
 from preference_export.engine.artefact import build_member_engine, built_engine
@@ -65,8 +65,10 @@ def onnx(run: Run, job: Job[Member]) -> None:
     with freed_memory_kept(), byte_progress(f"onnx {job.member.name}") as (started, report):
         changed = export_member(job, started, report)
     details = exported_member(job).details
-    kept = {KEPT_GEMMS: len(details[KEPT_GEMMS])} if details.get(KEPT_GEMMS) else {}
-    run.add("onnx", job.member.name, changed=changed, folder=job.exported, weight_bytes=details[WEIGHT_BYTES], **kept)
+    facts = {WEIGHT_BYTES: details[WEIGHT_BYTES]}
+    if details.get(KEPT_GEMMS):
+        facts |= {KEPT_GEMMS: len(details[KEPT_GEMMS]), QUANTISED_GEMMS: details[QUANTISED_GEMMS]}
+    run.add("onnx", job.member.name, changed=changed, folder=job.exported, **facts)
     for doubt in details.get(DOUBTS, ()):
         sys.stderr.write(f"warning: {escape_control_characters(doubt)}\n")
 

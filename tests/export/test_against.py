@@ -129,7 +129,7 @@ def test_one_member_may_be_compared_alone(against):
 )
 def test_another_reading_is_caught_and_named(against, changes, cause):
     code, found, stderr = against(**changes)
-    assert code == 1
+    assert code == 3
     assert found["max_probability_difference"] > 1e-4
     assert "max_probability_difference is" in found["broken"][0]
     assert cause in found["cause"]

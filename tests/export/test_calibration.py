@@ -90,11 +90,14 @@ def test_gemms_that_are_kept_for_their_ranges_are_shown_and_named_in_the_manifes
     project.run("calibrate")
     (result,) = project.run("onnx")["results"]
     manifest = verify(project.folder / result["folder"])
+    assert manifest.details["doubts"][-1].startswith("`gemma`: 14 of 14 GEMMs stay in 16 bits")
     assert result["gemms_kept"] == len(manifest.details["gemms_kept"]) == 14
+    assert result["gemms_quantised"] == 0
     assert manifest.details["gemms_kept"][0] == "model.layers.0.self_attn.q_proj"
     kept_bytes = result["weight_bytes"]
     project.edit("keep_above = 1.0", "keep_above = 1000")
     (result,) = project.run("onnx")["results"]
     assert "gemms_kept" not in result
-    assert verify(project.folder / result["folder"]).details["gemms_kept"] == []
+    details = verify(project.folder / result["folder"]).details
+    assert (details["gemms_kept"], details["gemms_quantised"], details["doubts"]) == ([], 14, [])
     assert result["weight_bytes"] < kept_bytes

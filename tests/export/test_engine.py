@@ -180,7 +180,7 @@ def test_an_engine_whose_graph_did_not_pass_is_refused_unchecked_or_not(project)
     project.edit("max_tokens = 48", 'max_tokens = 48\nengine = "tensorrt"' + QUICK + limit)
     with pytest.raises(ParityError):
         project.run("all", "--unchecked")
-    with pytest.raises(ArtefactError, match="`gemma` does not reproduce the original model"):
+    with pytest.raises(ParityError, match="`gemma` does not reproduce the original model"):
         project.run("repository", "--unchecked")
 
 

@@ -143,13 +143,13 @@ def test_a_changed_weight_fails_the_check_and_never_reaches_the_repository(proje
         project.run("check")
     assert "max_logit_difference is" in read_manifest(folder).parity["broken"][0]
     for options in ([], ["--unchecked"]):
-        with pytest.raises(ArtefactError, match="`gemma` does not reproduce the original model: max_logit_difference"):
+        with pytest.raises(ParityError, match="`gemma` does not reproduce the original model: max_logit_difference"):
             project.run("repository", *options)
 
 
 def test_limits_that_were_tightened_since_the_check_count(project):
     project.edit("max_tokens = 48", "max_tokens = 48\nparity = { max_logit_difference = 1e-12 }")
-    with pytest.raises(ArtefactError, match="`gemma` does not reproduce the original model: max_logit_difference is"):
+    with pytest.raises(ParityError, match="`gemma` does not reproduce the original model: max_logit_difference is"):
         project.run("repository")
 
 

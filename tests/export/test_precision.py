@@ -263,6 +263,9 @@ def test_bf16_is_refused_for_onnx_runtime_on_a_cpu_only():
         {"precision": "fp16", "quantisation": Quantisation()},
         {"precision": "fp8", "quantisation": Quantisation(method="dynamic")},
         {"precision": "int8", "engine": "tensorrt", "quantisation": Quantisation(method="dynamic")},
+        {"precision": "int8", "quantisation": Quantisation(keep_above=2.0)},
+        {"precision": "int8", "quantisation": Quantisation(alpha=0.5)},
+        {"precision": "fp8", "engine": "tensorrt", "quantisation": Quantisation(keep_above=2.0)},
     ],
 )
 def test_quantisation_that_means_nothing_is_refused(settings):

@@ -126,13 +126,13 @@ def test_real_goes_from_the_weights_to_the_report(real, tmp_path):
     ]
 
 
-def test_real_goes_on_where_a_precision_is_refused_and_not_where_the_served_one_is(real, tmp_path):
+def test_real_goes_on_only_where_the_gate_refuses_a_precision_that_is_not_served(real, tmp_path):
     refuses = tmp_path / "bin/preference-export"
-    refuses.write_text(NOTE + 'case "$2" in *fp8*) exit 2 ;; esac\n')
+    refuses.write_text(NOTE + 'case "$2" in *fp8*) exit 3 ;; esac\n')
     commands = real()
     assert commands[-1][:2] == ["preference-train", "evaluate"]
-    for served_is_refused_or_the_machine_fails in ("exit 2", 'case "$2" in *fp8*) exit 1 ;; esac'):
-        refuses.write_text(NOTE + served_is_refused_or_the_machine_fails + "\n")
+    for code in ("exit 3", *(f'case "$2" in *fp8*) exit {code} ;; esac' for code in (1, 2))):
+        refuses.write_text(NOTE + code + "\n")
         with pytest.raises(subprocess.CalledProcessError):
             real()
 

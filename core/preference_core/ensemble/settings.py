@@ -46,15 +46,17 @@ class Quantisation:
     #: of all other GEMMs, and of the scales; else fp16 for `static`, fp32 for `dynamic`
     precision: Literal["fp32", "fp16", "bf16"] | None = None
     keep: tuple[str, ...] = ()  #: GEMMs that stay in that precision, as patterns: `layers.0.*`, `*.o_proj`
-    alpha: float = 0.5  #: 0 to 1: how much of the activations' range SmoothQuant moves into INT8 weights
-    #: in static INT8, GEMMs stay in that precision, too, whose widest input feature has, smoothed, more than so many
-    #: times the calibrated range of the median one
-    keep_above: float = 4.0
+    #: 0 to 1: how much of the activations' range SmoothQuant moves into the weights; static INT8 only, else 0.5
+    alpha: float | None = None
+    #: a GEMM is not quantised if, after smoothing, its widest input feature's calibrated range is more than this many
+    #: times the median one's; static INT8 only, else 4
+    keep_above: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ConfigError(f"`alpha` is {self.alpha}, expected 0 to 1")
-        at_least("keep_above", self.keep_above, 1)
+        if self.keep_above is not None:
+            at_least("keep_above", self.keep_above, 1)
         if self.method == "dynamic" and self.precision not in (None, "fp32"):
             raise ConfigError(f"`precision` is `{self.precision}`; with the method `dynamic` it is always `fp32`")
 
@@ -169,6 +171,14 @@ class Classifier(Served):
         """Whether a GPU serves it; TensorRT has no other place."""
         return self.engine == "tensorrt" or bool(self.gpus)
 
+    @property
+    def quantisation_method(self) -> Literal["static", "dynamic"] | None:
+        """How the scales of its activations are found; None where they need none."""
+        if self.precision not in ("int8", "fp8"):
+            return None
+        chosen = self.quantisation.method if self.quantisation else None
+        return chosen or ("dynamic" if self.precision == "int8" and not self.on_gpu else "static")
+
     def _check_quantisation(self) -> None:
         if self.quantisation is None:
             return
@@ -179,6 +189,13 @@ class Classifier(Served):
                 "`quantisation.method` is `dynamic`",
                 hint="It is for the precision `int8` of ONNX Runtime on a CPU; use `static`.",
             )
+        if self.precision != "int8" or self.quantisation_method != "static":
+            for key in ("alpha", "keep_above"):
+                if getattr(self.quantisation, key) is not None:
+                    raise ConfigError(
+                        f"`quantisation.{key}` has no meaning here: it is for static INT8",
+                        hint="Leave it out; or set `precision` to `int8` and `quantisation.method` to `static`.",
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +208,7 @@ class LengthBaseline(Served):
     adapter_locations: ClassVar[tuple[Location, ...]] = ()
     precision: ClassVar[Precision] = "fp32"
     quantisation: ClassVar[None] = None
+    quantisation_method: ClassVar[None] = None
     head_labels: ClassVar[tuple[str, ...]] = ()
     build: ClassVar[Build] = Build()
     engine: ClassVar[Literal["onnxruntime"]] = "onnxruntime"

@@ -8,5 +8,6 @@ RANGES_FILE = "calibration.safetensors"
 #: Keys of a manifest's details.
 WEIGHT_BYTES = "weight_bytes"
 DOUBTS = "doubts"
-#: GEMMs that are not quantised because of the ranges of what they read.
+#: GEMMs that are not quantised because of the ranges of what they read, and how many are.
 KEPT_GEMMS = "gemms_kept"
+QUANTISED_GEMMS = "gemms_quantised"

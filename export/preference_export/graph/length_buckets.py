@@ -14,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from preference_core import tensors
 from preference_core.battles.lengths import LengthBuckets
-from preference_core.tensors import Tensor
 from preference_export.artefacts.names import MODEL_FILE
 from preference_export.graph.write import OPSET
 
@@ -50,9 +49,8 @@ def _graph(buckets: LengthBuckets) -> onnx.ModelProto:
         nodes,
         "length_buckets",
         [
-            _input(tensors.INPUT_IDS, "tokens"),
-            _input(tensors.LENGTHS, "sequences"),
-            _input(tensors.MAX_SEQLEN, "longest"),
+            helper.make_tensor_value_info(tensor.name, TensorProto.INT32, [size])
+            for tensor, size in zip(tensors.ENGINE_INPUTS, ("tokens", "sequences", "longest"), strict=True)
         ],
         [helper.make_tensor_value_info(logits.name, TensorProto.FLOAT, ["sequences", table.shape[1]])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
@@ -60,7 +58,3 @@ def _graph(buckets: LengthBuckets) -> onnx.ModelProto:
     model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def _input(tensor: Tensor, size: str) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(tensor.name, TensorProto.INT32, [size])

@@ -14,7 +14,7 @@ from preference_core.battles.tokenisation import write_tokenisation
 from preference_core.ensemble.member_tokenizer import settings_of_checkpoint
 from preference_core.ensemble.settings import Classifier
 from preference_core.progress import BytesDone
-from preference_export.artefacts.names import DOUBTS, KEPT_GEMMS, RANGES_FILE, WEIGHT_BYTES
+from preference_export.artefacts.names import DOUBTS, KEPT_GEMMS, QUANTISED_GEMMS, RANGES_FILE, WEIGHT_BYTES
 from preference_export.checkpoint.adapter import check_named_base, check_no_adapter, read_adapter
 from preference_export.checkpoint.architecture import Architecture, architecture_of, check_scores, hugging_face_config
 from preference_export.checkpoint.doubts import doubts_of
@@ -46,7 +46,8 @@ class OpenedMember:
     specs: Mapping[str, ParameterSpec]
     labels: int
     dtypes: Dtypes
-    #: GEMMs that are not quantised because of their calibrated ranges
+    #: names of the GEMMs that are quantised, and of those that are not because of their calibrated ranges
+    quantised: tuple[str, ...]
     kept: tuple[str, ...]
 
     @property
@@ -88,7 +89,7 @@ def open_member(job: Job[Classifier], ranges: Ranges | None = None) -> OpenedMem
     quantised = quantised_gemms(modules, dtypes, ranges)
     kept = tuple(name for name in quantised_gemms(modules, dtypes) if name not in quantised)
     specs = written_specs(parameter_specs(model), dtypes, quantised)
-    return OpenedMember(architecture, weights, specs, len(config.labels), dtypes, kept)
+    return OpenedMember(architecture, weights, specs, len(config.labels), dtypes, tuple(quantised), kept)
 
 
 def fill(draft: Draft, job: Job[Classifier], started: Started, report: BytesDone) -> None:
@@ -122,6 +123,17 @@ def fill(draft: Draft, job: Job[Classifier], started: Started, report: BytesDone
     draft.details |= {
         "architecture": opened.architecture.model_type,
         WEIGHT_BYTES: opened.bytes,
-        DOUBTS: [*unknown, *doubts],
+        DOUBTS: [*unknown, *doubts, *_doubts_of_ranges(job.member, opened)],
         KEPT_GEMMS: list(opened.kept),
+        QUANTISED_GEMMS: len(opened.quantised),
     }
+
+
+def _doubts_of_ranges(member: Classifier, opened: OpenedMember) -> list[str]:
+    kept, others = len(opened.kept), len(opened.quantised)
+    if kept <= others:
+        return []
+    return [
+        f"`{member.name}`: {kept} of {kept + others} GEMMs stay in 16 bits, because their ranges are too uneven for "
+        "INT8. `fp16` may be as fast, and is nearer to the original; or raise `quantisation.keep_above`"
+    ]

@@ -18,6 +18,9 @@ GEMM_DTYPES: Mapping[Precision, str] = {"fp32": "float32", "fp16": "float16", "b
 GEMM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 QUANTISED_DTYPES: Mapping[Precision, str] = {"int8": "int8", "fp8": "float8_e4m3fn"}
 
+#: What static INT8 does unless the configuration says otherwise.
+_ALPHA, _KEEP_ABOVE = 0.5, 4.0
+
 #: Options of ONNX Runtime's CUDA provider. Its default, TF32, rounds what FP32 GEMMs multiply to 10 bits.
 CUDA_OPTIONS = {"use_tf32": "0"}
 
@@ -76,16 +79,17 @@ def dtypes_of(member: Member) -> Dtypes:
     if quantised is None:
         return Dtypes(GEMM_DTYPES[member.precision])
     settings = member.quantisation or Quantisation()
-    implied = "dynamic" if member.precision == "int8" and not member.on_gpu else "static"
-    dynamic = (settings.method or implied) == "dynamic"
+    dynamic = member.quantisation_method == "dynamic"
     static_int8 = quantised == "int8" and not dynamic
+    alpha = _ALPHA if settings.alpha is None else settings.alpha
+    keep_above = _KEEP_ABOVE if settings.keep_above is None else settings.keep_above
     return Dtypes(
         gemms=GEMM_DTYPES[settings.precision or ("fp32" if dynamic else "fp16")],
         quantised_gemms=quantised,
         dynamic=dynamic,
         keep=settings.keep,
-        alpha=settings.alpha if static_int8 and settings.alpha > 0 else None,
-        keep_above=settings.keep_above if static_int8 else None,
+        alpha=alpha if static_int8 and alpha > 0 else None,
+        keep_above=keep_above if static_int8 else None,
     )
 
 

@@ -112,7 +112,6 @@ def graph_of(model: PackedClassifier, labels: int) -> ir.Model:
     sequences = torch.export.Dim("sequences")
     dynamic_shapes = ({0: torch.export.Dim("tokens")}, {0: sequences}, {0: torch.export.Dim("longest")})
     sizes = (TRACED_TOKENS, TRACED_SEQUENCES, TRACED_LONGEST)
-    inputs = (tensors.INPUT_IDS, tensors.LENGTHS, tensors.MAX_SEQLEN)
     output = tensors.logits(labels).name
     with _quiet():
         program = torch.onnx.export(
@@ -120,7 +119,7 @@ def graph_of(model: PackedClassifier, labels: int) -> ir.Model:
             tuple(torch.zeros(size, dtype=torch.int32, device="meta") for size in sizes),
             dynamo=True,
             dynamic_shapes=dynamic_shapes,
-            input_names=[tensor.name for tensor in inputs],
+            input_names=[tensor.name for tensor in tensors.ENGINE_INPUTS],
             output_names=[output],
             opset_version=OPSET,
             optimize=False,

@@ -18,7 +18,7 @@ from preference_core.artefacts.manifest import REPOSITORY, Manifest, fingerprint
 from preference_core.artefacts.replacement import end_exchange, exchange, link_or_copy
 from preference_core.battles.encoders import ENCODER_FILES
 from preference_core.ensemble.settings import Config, Member
-from preference_core.errors import ArtefactError
+from preference_core.errors import ArtefactError, ParityError
 from preference_core.structure import plain, structure
 from preference_core.triton.requests import UNCHECKED
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE, PLAN_FILE
@@ -156,7 +156,7 @@ def _check_record(member: Member, record: Mapping[str, Any]) -> None:
         measured = {field.name: record[field.name] for field in fields(Parity) if field.name in record}
         broken = exceeded(structure(Parity, measured), limits_of(member.precision, member.parity))
     if broken:
-        raise ArtefactError(
+        raise ParityError(
             f"Member `{member.name}` does not reproduce the original model: {'; '.join(broken)}",
             hint="Use a wider `precision`, or set `parity` limits you accept; then run `preference-export all`.",
         )

@@ -44,11 +44,12 @@ def probe_head(
 ) -> None:
     """Gives `model`, whose LoRA changes nothing yet, the head of `recipe.probe_penalty`. `done` is told each batch.
 
-    What was read is kept in `folder` every `seconds`, at the end, and when `done` raises `Interrupted`; a run that finds
-    it there reads on. Raises `SystemFailure` where the base returns what is not finite.
+    What was read is kept in `folder` every `seconds`, at the end, and when `done` raises `Interrupted`; a run that
+    finds it there reads on. Raises `SystemFailure` where the base returns what is not finite.
     """
     assert recipe.probe_penalty is not None
-    head = model.get_base_model().score.weight
+    base: Any = model.get_base_model()
+    head = base.score.weight
     states = _read(model, batches, recipe, folder / STATES_FILE, seconds, done)
     overflown = int((~states.isfinite()).any(1).sum())
     if overflown:
@@ -71,7 +72,7 @@ def _read(
     done: Callable[[int], None],
 ) -> Tensor:
     """The states FP32 `[sequences, hidden]` of all batches, on the CPU."""
-    device = model.get_base_model().score.weight.device
+    device = next(model.parameters()).device
     states = [load_file(file)["states"]] if file.exists() else []
     known, saved_at = sum(map(len, states)), monotonic()
     model.eval()
