@@ -11,6 +11,7 @@ from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import LABELS_THREE_WAY
 from preference_core.errors import ArtefactError, ParityError
+from preference_core.tensors import INPUT_IDS, MAX_SEQLEN, Tensor
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import measure
 from preference_export.graph.length_buckets import write_onnx
@@ -94,6 +95,18 @@ def test_an_engine_of_other_buckets_does_not_pass(mixed, monkeypatch):
     )
     with pytest.raises(ParityError, match="`length` does not reproduce the original"):
         mixed.run("all")
+
+
+def test_an_engine_that_reads_other_inputs_is_not_put_into_a_repository(mixed, monkeypatch):
+    earlier = Tensor("cu_seqlens", "INT32", (-1,))
+    with monkeypatch.context() as patch:
+        patch.setattr("preference_export.kinds.ENGINE_INPUTS", (INPUT_IDS, earlier, MAX_SEQLEN))
+        mixed.run("all")
+    for name in ("gemma", "length"):
+        with pytest.raises(ArtefactError, match=f"members/{name}` was exported with other settings"):
+            mixed.run("repository")
+        mixed.run("all", "--member", name)
+    mixed.run("repository")
 
 
 def test_buckets_of_other_labels_are_refused(mixed):
