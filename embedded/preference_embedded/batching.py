@@ -44,7 +44,8 @@ class BatchInput:
     def values(self, shape: tuple[int, ...]) -> Array:
         """The tensor for a request whose input `source` has `shape`, batch dimension included.
 
-        Elements are counted per request, as Triton does, so only ragged requests with a batch of 1 make sense.
+        Most kinds count the elements of a request, as Triton does, and can tell a ragged batch of 1 only; the kinds of
+        item shapes tell each item of a batch.
         """
         count = int(np.prod(shape))
         values: Any = [count]
