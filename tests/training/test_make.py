@@ -13,6 +13,7 @@ import pytest
 
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import Classifier, ParityLimits
+from preference_training.fit.recipe import recipe_of
 from preference_training.synthetic.generate import generation_of
 
 ROOT = Path(__file__).parents[2]
@@ -198,3 +199,27 @@ def test_each_fold_of_real_has_battles_and_adapters_of_its_own(real, made, tmp_p
     assert [member.base for member in config.members[:2]] == [member.base for member in expected.members[:2]]
     written = [*(member.adapter for member in config.members[:2]), config.members[2].base, config.data.train]
     assert all(path.startswith("build/real-fold-3/") for path in written)
+    assert [recipe_of(member) for member in config.members[:2]] == [
+        recipe_of(member) for member in expected.members[:2]
+    ]
+
+
+def test_a_fold_is_predicted_again_only_when_its_recipe_is_another_one(real, made, tmp_path, monkeypatch):
+    real()
+    for fold in range(5):
+        (tmp_path / f"build/real-fold-{fold}").mkdir()
+        for name in ("predictions", "swapped"):
+            (tmp_path / f"build/real-fold-{fold}/{name}.csv").write_text("header\n")
+
+    def fitted(*recipe):
+        (tmp_path / "notes").unlink()
+        commands = made("real-folds", *recipe)
+        for fold in range(5):
+            (tmp_path / f"build/real-fold-{fold}/swapped.csv").touch()
+        return ["fit" in command for command in commands].count(True)
+
+    quick = ("FOLD_EPOCHS=0.01", "FOLD_PRECISION=bf16")
+    assert [fitted(), fitted(), fitted(*quick), fitted(*quick)] == [5, 0, 5, 0]
+    monkeypatch.chdir(tmp_path)
+    member = load_config(Path("build/real-fold-3.toml"), include_may_be_missing=True).members[0]
+    assert (recipe_of(member).epochs, recipe_of(member).precision) == (0.01, "bf16")
