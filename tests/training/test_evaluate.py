@@ -324,6 +324,45 @@ def test_the_length_baseline_is_asked_as_it_is_about_other_battles(targets):
     assert score.log_loss.value == pytest.approx(expected)
 
 
+def test_each_source_is_compared_with_the_length_baseline_in_as_many_orders_as_it_read(targets):
+    Path("train.csv").write_text(Path("test.csv").read_text().replace(",English", ",French"))
+    Path("small.toml").write_text(CONFIG.replace('train = "test.csv"', 'train = "train.csv"'))
+    assert all(score.gain_over_length is None for score in measured().scores)
+    run("baseline", "small.toml")
+    write_predictions("swapped.csv", {"gemma": judge(3), "llama": judge(4)})
+    scores = {score.name: score for score in measured(swapped=Path("swapped.csv")).scores}
+    battles = read_labelled(Path("test.csv"), LABELS_THREE_WAY).battles
+    buckets = read_baseline(load_config("small.toml"))
+    one = buckets.predict(differences_of(battles, "characters"))
+    other = buckets.predict(differences_of([battle.swapped() for battle in battles], "characters"))[:, [1, 0, 2]]
+    for name, baseline in (("gemma", one), ("ensemble", one), ("symmetric", (one + other) / 2)):
+        gain = scores[name].gain_over_length
+        assert gain.value == pytest.approx(metrics.log_loss(baseline, targets) - scores[name].log_loss.value)
+        assert gain.low < gain.value < gain.high
+    assert np.abs(one - other).max() > 0.01
+    assert {name for name, score in scores.items() if score.gain_over_length is None} == {
+        *("length buckets", "class prior", "uniform")
+    }
+    options = ["--swapped", "swapped.csv", "--report", "report.html"]
+    shown = run("evaluate", "small.toml", *options).stdout
+    text = f"{gain.value:.4f} ({gain.low:.4f} to {gain.high:.4f})"
+    assert text in next(line for line in shown.splitlines() if text in line and " symmetric " in line)
+    assert text in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_a_length_baseline_among_the_members_is_what_the_others_are_compared_with(targets):
+    member = '[[member]]\nname = "llama"\nkind = "length_buckets"\nbase = "buckets"\n'
+    Path("small.toml").write_text(configuration(classifier_member("gemma"), member, data={"test": "test.csv"}))
+    write_predictions("swapped.csv", {"gemma": judge(3), "llama": judge(4)})
+    scores = {score.name: score for score in measured(swapped=Path("swapped.csv")).scores}
+    assert "length buckets" not in scores
+    assert scores["llama"].gain_over_length is None
+    one, both = judge(2), (judge(2) + judge(4)[:, [1, 0, 2]]) / 2
+    for name, baseline in (("gemma", one), ("ensemble", one), ("symmetric", both)):
+        expected = metrics.log_loss(baseline, targets) - scores[name].log_loss.value
+        assert scores[name].gain_over_length.value == pytest.approx(expected, abs=1e-6)
+
+
 def test_on_real_battles_the_report_shows_by_how_much_length_beats_the_class_prior(targets, real_battles):
     Path("small.toml").write_text(CONFIG.replace('train = "test.csv"', f'train = "{real_battles}"'))
     run("baseline", "small.toml")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preference_core.artefacts.manifest import read_manifest, verify
-from preference_core.battles.battle import Battle
+from preference_core.battles.battle import Battle, swapped_label_order
 from preference_core.battles.lengths import LengthBuckets, Unit, difference_of, read_buckets, write_buckets
 from preference_core.ensemble.metrics import class_prior_log_loss, log_losses
 from preference_core.ensemble.settings import Config
@@ -59,6 +59,17 @@ class BaselineScore:
     log_loss: Estimate
     class_prior: float
     gain: Estimate
+
+
+@dataclass(frozen=True)
+class BaselinePredictions:
+    """Probabilities `[n, labels]` of a length baseline called `name`; `symmetric` is their mean over both orders of the
+    responses, where it is known.
+    """
+
+    name: str
+    probabilities: Array
+    symmetric: Array | None = None
 
 
 def differences_of(battles: Sequence[Battle], unit: Unit) -> Array:
@@ -158,8 +169,10 @@ def read_baseline(config: Config) -> LengthBuckets | None:
     return read_buckets(folder, config.labels)
 
 
-def baseline_predictions(config: Config, labelled: Path, data: LabelledBattles, seed: int) -> tuple[str, Array] | None:
-    """What the fitted baseline predicts `[n, labels]` for the battles of the file `labelled`, and what to call it.
+def baseline_predictions(
+    config: Config, labelled: Path, data: LabelledBattles, seed: int
+) -> BaselinePredictions | None:
+    """What the fitted baseline predicts for the battles of the file `labelled`.
 
     For a file that it was fitted on, each battle is predicted from the other folds, so that no battle predicts itself.
     None where no baseline was fitted, or where it was fitted on this one battle.
@@ -169,8 +182,11 @@ def baseline_predictions(config: Config, labelled: Path, data: LabelledBattles, 
         return None
     made_from = read_manifest(config.folders.baseline).made_from
     if set(content_of(labelled).values()) != set(made_from["battles"].values()):
-        return "length buckets", buckets.predict(differences_of(data.battles, buckets.unit))
+        differences, order = differences_of(data.battles, buckets.unit), list(swapped_label_order(config.labels))
+        predicted, exchanged = buckets.predict(differences), buckets.predict(-differences)[:, order]
+        return BaselinePredictions("length buckets", predicted, (predicted + exchanged) / 2)
     if len(data.ids) < 2:
         return None
     settings = structure(BaselineSettings, made_from["settings"])
-    return "length buckets (cross-validated)", held_out(data, config.labels, settings, FOLDS, seed)[0]
+    predicted = held_out(data, config.labels, settings, FOLDS, seed)[0]
+    return BaselinePredictions("length buckets (cross-validated)", predicted)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from preference_core.ensemble.metrics import log_losses
-from preference_core.ensemble.settings import Config
+from preference_core.ensemble.settings import Config, LengthBaseline
 from preference_core.files.rows import read_rows
 from preference_core.progress import StepDone, no_report
-from preference_training.battles.baseline import baseline_predictions
+from preference_training.battles.baseline import BaselinePredictions, baseline_predictions
 from preference_training.battles.rows import LabelledBattles, read_labelled
 from preference_training.evaluation.breakdown import (
     Agreement,
@@ -35,7 +35,7 @@ from preference_training.evaluation.breakdown import (
     shares_of,
 )
 from preference_training.evaluation.predictions import ENSEMBLE, Predictions, answered_by, read_predictions
-from preference_training.evaluation.swaps import SwapConsistency, other_order, swap_consistencies
+from preference_training.evaluation.swaps import OtherOrder, SwapConsistency, other_order, swap_consistencies
 from preference_training.evaluation.truncation import TruncationCost, truncation_costs
 from preference_training.statistics.calibration_error import calibration_estimate
 from preference_training.statistics.intervals import Array, Bootstrap, Estimate, Indices, Resamples, exactly, share_of
@@ -49,12 +49,14 @@ class Score:
     """How good one source of predictions is.
 
     `gain` is how much lower its log loss is than that of the class prior, battle by battle; None for what knows nothing
-    of a battle. `dropped_tokens` counts what truncation cut, where that is known.
+    of a battle. `gain_over_length` is the same for the length baseline (both orders of the responses on both sides, or
+    one), where there is one. `dropped_tokens` counts what truncation cut, where that is known.
     """
 
     name: str
     log_loss: Estimate
     gain: Estimate | None = None
+    gain_over_length: Estimate | None = None
     accuracy: Estimate | None = None
     calibration_error: Estimate | None = None
     dropped_tokens: int | None = None
@@ -122,7 +124,7 @@ def evaluate(
     return Evaluation(
         battles=len(data.ids),
         labels=config.labels,
-        scores=_scores(config, labelled, data, read, other.symmetric, resamples),
+        scores=_scores(config, labelled, data, read, other, resamples),
         confusion=confusion_of(read.ensemble, data.targets),
         confusion_shares=confusion_shares_of(read.ensemble, data.targets),
         groups=groups,
@@ -142,7 +144,7 @@ def _scores(
     labelled: Path,
     data: LabelledBattles,
     read: Predictions,
-    symmetric: Array | None,
+    other: OtherOrder,
     resamples: Resamples,
 ) -> tuple[Score, ...]:
     """Members, ensembles, length baseline, class prior (the shares of these very labels) and the uniform guess."""
@@ -152,29 +154,49 @@ def _scores(
     )
     prior_losses = log_losses(prior, data.targets)
 
-    def score(name: str, probabilities: Array, dropped: Indices | None = None) -> Score:
+    fitted = baseline_predictions(config, labelled, data, resamples.bootstrap.seed)
+    baseline = fitted or _baseline_among_members(config, read, other)
+
+    def score(name: str, probabilities: Array, than: Array | None = None, dropped: Indices | None = None) -> Score:
         losses = log_losses(probabilities, data.targets)
-        loss, gain = resamples.means([losses, prior_losses - losses])
+        compared = [losses, prior_losses - losses]
+        if than is not None:
+            compared.append(log_losses(than, data.targets) - losses)
+        loss, gain, *over_length = resamples.means(compared)
         return Score(
             name,
             loss,
             gain,
+            over_length[0] if over_length else None,
             share_of(probabilities.argmax(axis=1) == data.targets),
             calibration_estimate(probabilities, data.targets, resamples),
             None if dropped is None else int(dropped.sum()),
         )
 
-    scores = [score(name, values, read.dropped.get(name)) for name, values in read.members.items()]
-    scores.append(score(ENSEMBLE, read.ensemble))
-    if symmetric is not None:
-        scores.append(score(SYMMETRIC, symmetric))
-    baseline = baseline_predictions(config, labelled, data, resamples.bootstrap.seed)
-    if baseline is not None:
-        scores.append(score(*baseline))
+    one_order, both_orders = (baseline.probabilities, baseline.symmetric) if baseline else (None, None)
+    own = baseline.name if baseline else None
+    scores = [
+        score(name, values, None if name == own else one_order, read.dropped.get(name))
+        for name, values in read.members.items()
+    ]
+    scores.append(score(ENSEMBLE, read.ensemble, one_order))
+    if other.symmetric is not None:
+        scores.append(score(SYMMETRIC, other.symmetric, both_orders))
+    if fitted is not None:
+        scores.append(score(fitted.name, fitted.probabilities))
     right = share_of(prior.argmax(axis=1) == data.targets)
     scores.append(Score("class prior", resamples.mean(prior_losses), accuracy=right))
     scores.append(Score("uniform", exactly(math.log(labels))))
     return tuple(scores)
+
+
+def _baseline_among_members(config: Config, read: Predictions, other: OtherOrder) -> BaselinePredictions | None:
+    for member in config.members:
+        if isinstance(member, LengthBaseline):
+            predicted, exchanged = read.members[member.name], other.exchanged.get(member.name)
+            symmetric = None if exchanged is None else (predicted + exchanged) / 2
+            return BaselinePredictions(member.name, predicted, symmetric)
+    return None
 
 
 def _languages(labelled: Path) -> list[str] | None:

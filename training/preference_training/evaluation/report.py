@@ -100,18 +100,44 @@ def _scores(result: Evaluation) -> Section:
         for score in result.scores
         if score.gain is not None
     ]
-    below, zero = "log loss below the class prior", {"class prior": 0.0}
+    leads = [
+        ChartLine(score.name, (score.gain_over_length,), is_strong=score.name == ENSEMBLE)
+        for score in result.scores
+        if score.gain_over_length is not None
+    ]
+    plots = [
+        charts.intervals(losses, "Log loss of each source", "log loss", digits=4),
+        charts.intervals(
+            gains,
+            "Log loss below the class prior",
+            "log loss below the class prior",
+            references={"class prior": 0.0},
+            digits=4,
+        ),
+    ]
+    text = ""
+    if leads:
+        text = (
+            " The third does the same with the length baseline; what averages both orders of the responses is compared "
+            "with the baseline's average of both."
+        )
+        plots.append(
+            charts.intervals(
+                leads,
+                "Log loss below the length baseline",
+                "log loss below the length baseline",
+                references={"length": 0.0},
+                digits=4,
+            )
+        )
+    plots.append(charts.intervals(right, "Accuracy of each source", "accuracy"))
     return Section(
         "Scores",
         "Lower log loss is better. A source to the right of the uniform guess points to a bug; one that does not beat "
         "the length buckets has learned little more than which response is longer. The second plot compares each "
         "source with the class prior on the same battles: what lies to the right of the line is better, and surely so "
-        "where the whole interval does.",
-        (
-            charts.intervals(losses, "Log loss of each source", "log loss", digits=4),
-            charts.intervals(gains, "Log loss below the class prior", below, references=zero, digits=4),
-            charts.intervals(right, "Accuracy of each source", "accuracy"),
-        ),
+        "where the whole interval does." + text,
+        tuple(plots),
     )
 
 

@@ -45,7 +45,7 @@ class Recipe:
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     quantisation: Literal["none", "nf4", "int8"] = "none"  #: of the base while training; needs bitsandbytes and a GPU
     gradient_checkpointing: bool = False  #: less memory for more time
-    evaluation_batch_size: int = 16  #: battles in one pass of an evaluation
+    evaluation_batch_size: int = 16  #: battles in one pass of an evaluation, or of a probe
     evaluations_per_epoch: int = 0  #: on `data.validation`, besides the one at the end
     #: evaluations without improvement of `best_metric` that stop the training; the best state is kept, else the last
     early_stopping_patience: int | None = None

@@ -3,7 +3,7 @@
 Names of ensembles, members and languages are text: nothing in them is markup.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +23,7 @@ from preference_training.evaluation.number_text import (
     stacked,
 )
 from preference_training.evaluation.predictions import ENSEMBLE
+from preference_training.statistics.intervals import Estimate
 
 
 def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
@@ -32,11 +33,10 @@ def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
         cells = (spread(score.log_loss), spread(score.accuracy, 3), stacked(score.calibration_error, 3))
         _add(scores, _two_lines(score.name), *cells, style=_style(score.name))
     yield _captioned(scores, HOW_SPREAD)
-    gains = _table("Log loss below the class prior", "by (95 % interval)")
-    for score in result.scores:
-        if score.gain is not None:
-            _add(gains, score.name, bounds(score.gain), style=_style(score.name))
-    yield _captioned(gains)
+    yield _gains("the class prior", {score.name: score.gain for score in result.scores})
+    over_length = {score.name: score.gain_over_length for score in result.scores}
+    if any(over_length.values()):
+        yield _gains("the length baseline", over_length)
     yield _confusion(result)
     groups = _table("The ensemble by group", "battles", "log loss", "accuracy")
     for kind in result.groups.values():
@@ -51,6 +51,14 @@ def evaluation_tables(config: Config, result: Evaluation) -> Iterable[Table]:
             measured = (swap.same_decision, swap.mean_difference, swap.position_bias)
             _add(swaps, swap.name, *(spread(estimate) for estimate in measured))
         yield _captioned(swaps)
+
+
+def _gains(over: str, gains: Mapping[str, Estimate | None]) -> Table:
+    table = _table(f"Log loss below {over}", "by (95 % interval)")
+    for name, gain in gains.items():
+        if gain is not None:
+            _add(table, name, bounds(gain), style=_style(name))
+    return _captioned(table)
 
 
 def _confusion(result: Evaluation) -> Table:
