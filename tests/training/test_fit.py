@@ -1,6 +1,7 @@
 """Fitting: it learns, pools the right token, and saves an adapter that Transformers and PEFT load."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from battle_files import write_csv
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from preference_core.battles.battle import Battle
 from preference_core.ensemble.settings import LABELS_THREE_WAY
@@ -236,6 +237,55 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_adapter(generated, 
     with pytest.raises(SystemFailure, match="The training of `llama` diverged"):
         adapter_stage(config, member).run(lambda folder: fit(folder, config, member, silent))
     assert not Path(member.adapter).exists()
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_base_may_be_a_classifier(generated, tmp_path, labels):
+    member = generated.members[1]
+    shutil.copytree(member.base, tmp_path / "rewards")
+    with quiet_transformers():
+        rewards = AutoModelForSequenceClassification.from_pretrained(member.base, num_labels=labels)
+        torch.nn.init.normal_(rewards.score.weight, std=0.02)
+        rewards.save_pretrained(tmp_path / "rewards")
+        other = replace(member, base=str(tmp_path / "rewards"))
+        model = classifier(tmp_path / "rewards", other, recipe_of(other), 3)
+    head = model.get_base_model().score.weight
+    assert head.shape == (3, 32)
+    assert torch.equal(head, rewards.score.weight) == (labels == 3)
+    fit(tmp_path / "adapter", generated, other, silent)
+    assert load_file(tmp_path / "adapter/adapter_model.safetensors")["base_model.model.score.weight"].shape == (3, 32)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"intermediate_size": 48},
+            r"`model\.layers\.0\.mlp\.down_proj\.weight` of .* has shape \[32, 64\], and .* \[32, 48\], and 5 more",
+        ),
+        ({"num_hidden_layers": 3}, r"has no `model\.layers\.2\.input_layernorm\.weight`, and 8 more"),
+    ],
+)
+def test_a_base_that_contradicts_its_configuration_is_refused(generated, tmp_path, changed, message):
+    member = generated.members[1]
+    shutil.copytree(member.base, tmp_path / "odd")
+    settings = json.loads((tmp_path / "odd/config.json").read_text())
+    (tmp_path / "odd/config.json").write_text(json.dumps(settings | changed))
+    with pytest.raises(CheckpointError, match=message):
+        classifier(tmp_path / "odd", replace(member, base=str(tmp_path / "odd")), recipe_of(member), 3)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_is_refused(generated, tmp_path):
+    member = generated.members[0]
+    with quiet_transformers():
+        smaller = AutoModelForCausalLM.from_pretrained(member.base)
+    smaller.resize_token_embeddings(300)
+    smaller.save_pretrained(tmp_path / "smaller")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(member.base) / name, tmp_path / "smaller")
+    other = replace(member, base=str(tmp_path / "smaller"))
+    with pytest.raises(ConfigError, match=r"`gemma`: the tokenizer makes ids up to \d+ .* embeddings for 300 tokens"):
+        fit(tmp_path / "adapter", generated, other, silent)
 
 
 def test_a_base_that_is_no_checkpoint_is_named(config):

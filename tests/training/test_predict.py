@@ -10,7 +10,7 @@ from battle_files import write_battles
 from configurations import classifier_member, configuration
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from preference_client.codec import Ensemble
@@ -19,7 +19,7 @@ from preference_client.writers import batch_of, output_format, schema_of
 from preference_core.ensemble.combination import softmax
 from preference_core.ensemble.loading import load_config
 from preference_core.ensemble.settings import LABELS_THREE_WAY
-from preference_core.errors import ArtefactError, CheckpointError, UserError
+from preference_core.errors import ArtefactError, CheckpointError, ConfigError, UserError
 from preference_core.quiet_libraries import quiet_transformers
 from preference_training.app import app
 from preference_training.battles.rows import read_battles
@@ -171,6 +171,16 @@ def test_an_adapter_without_its_head_is_refused_by_name(small):
     tensors = load_file(path)
     save_file({name: value for name, value in tensors.items() if "score" not in name}, path)
     with pytest.raises(ArtefactError, match="adapter of `gemma` holds no trained head"):
+        predicted(small)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_is_refused(small):
+    base = small.members[0].base
+    with quiet_transformers():
+        smaller = AutoModelForCausalLM.from_pretrained(base)
+    smaller.resize_token_embeddings(300)
+    smaller.save_pretrained(base)
+    with pytest.raises(ConfigError, match=r"`gemma`: the tokenizer makes ids up to \d+ .* embeddings for 300 tokens"):
         predicted(small)
 
 

@@ -24,7 +24,7 @@ from preference_core.quiet_libraries import quiet_transformers
 from preference_training.evaluation.combination import combination_of_members
 from preference_training.evaluation.predictions import Predictions
 from preference_training.fit.encoding import collate, tokenizer_of
-from preference_training.fit.model import base_folder, check_machine, classifier, pooled_logits
+from preference_training.fit.model import base_folder, check_ids, check_machine, classifier, pooled_logits
 from preference_training.fit.recipe import recipe_of
 from preference_training.statistics.intervals import Array
 
@@ -71,6 +71,7 @@ def _(member: Classifier, labels: Sequence[str], batch_size: int, done: Done) ->
         encoded = tokenizer_of(member, base).encode_batch(battles)
         model = load_member(member, base, adapter, len(labels))
         sequences, precision = [tokens.ids for tokens in encoded], recipe_of(member).precision
+        check_ids(model, member, sequences)
         logits = _logits(model, sequences, len(labels), batch_size, precision, done)
         return logits, np.array([sum(tokens.dropped) for tokens in encoded], dtype=np.int64)
 

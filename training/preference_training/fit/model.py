@@ -3,17 +3,19 @@
 Built on Transformers and PEFT. It knows nothing of battles or training loops.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from preference_core.ensemble.settings import Classifier
-from preference_core.errors import SystemFailure, UserError
+from preference_core.errors import CheckpointError, ConfigError, SystemFailure, UserError
 from preference_training.fit.recipe import Recipe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -64,13 +66,15 @@ def lora_settings(recipe: Recipe, layers: int, heads: Sequence[str] = ("score",)
 
 
 def classifier(folder: Path, member: Classifier, recipe: Recipe, labels: int, identities: int = 0) -> PeftModel:
-    """The base of `folder`, frozen, with a new score head `[labels, hidden]`, and LoRA as the recipe says.
+    """The base of `folder`, frozen, with a score head `[labels, hidden]`, and LoRA as the recipe says.
+
+    The head is the base's own where that has so many labels, else a new one: a reward model has one label, say.
 
     `identities` above 0 adds one more head for both identities, `[2 * identities, hidden]`. Heads are FP32 whatever the
     recipe's precision: steps of 1e-5 would be lost in 16 bits.
     """
     config = AutoConfig.from_pretrained(folder, num_labels=labels)
-    base = AutoModelForSequenceClassification.from_pretrained(
+    base, loaded = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,
         dtype=DTYPES[recipe.precision],
@@ -79,7 +83,10 @@ def classifier(folder: Path, member: Classifier, recipe: Recipe, labels: int, id
         quantization_config=_quantisation(recipe),
         use_safetensors=True,
         trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
+    _check_whole(member, loaded)
     base.config.use_cache = False
     if recipe.quantisation != "none":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=recipe.gradient_checkpointing)
@@ -97,6 +104,35 @@ def classifier(folder: Path, member: Classifier, recipe: Recipe, labels: int, id
     adapter = model.peft_config["default"]
     adapter.base_model_name_or_path, adapter.revision = member.base, member.revision
     return model
+
+
+def _check_whole(member: Classifier, loaded: Mapping[str, Any]) -> None:
+    """Transformers only warns of what it then draws at random. Only the head may be new."""
+    odd = [
+        f"`{name}` of `{member.base}` has shape {list(stored)}, and its config.json says {list(expected)}"
+        for name, stored, expected in sorted(loaded["mismatched_keys"])
+        if not name.startswith("score.")
+    ]
+    odd += [
+        f"`{member.base}` has no `{name}`" for name in sorted(loaded["missing_keys"]) if not name.startswith("score.")
+    ]
+    if odd:
+        raise CheckpointError(f"{odd[0]}, and {len(odd) - 1} more" if len(odd) > 1 else odd[0])
+
+
+def check_ids(model: PeftModel, member: Classifier, sequences: Iterable[npt.NDArray[np.int32]]) -> None:
+    """Raises `ConfigError` where a battle has an id without a row in the embedding.
+
+    A GPU would only say that an assertion failed.
+    """
+    embedding: Any = model.get_input_embeddings()
+    rows, largest = embedding.num_embeddings, max((int(ids.max()) for ids in sequences), default=0)
+    if largest >= rows:
+        raise ConfigError(
+            f"`{member.name}`: the tokenizer makes ids up to {largest} of these battles, and `{member.base}` has "
+            f"embeddings for {rows} tokens",
+            hint="The tokenizer in that folder is another model's, or has tokens that were added to it later.",
+        )
 
 
 def linear_modules(model: PeftModel) -> list[str]:

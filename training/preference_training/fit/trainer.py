@@ -33,6 +33,7 @@ from preference_training.fit.checkpoints import SECONDS_BETWEEN_CHECKPOINTS, Che
 from preference_training.fit.encoding import add_identities, collate, encode, tokenizer_of
 from preference_training.fit.model import (
     base_folder,
+    check_ids,
     check_machine,
     classifier,
     identity_logits,
@@ -71,6 +72,7 @@ def fit(
     torch.manual_seed(recipe.seed)
     with quiet_transformers():
         model = classifier(base, member, recipe, len(config.labels), identities)
+    check_ids(model, member, (example["input_ids"] for example in [*examples, *(held_out or [])]))
     _warn(member, unmatched_targets(recipe.target_modules, linear_modules(model)))
     checkpoints, saving = folder / "checkpoints", Checkpoints(seconds_between_checkpoints, stop)
     to_probe = [] if recipe.probe_penalty is None else probe_batches(examples, recipe)
