@@ -174,9 +174,9 @@ def _scores(
         )
 
     one_order, both_orders = (baseline.probabilities, baseline.symmetric) if baseline else (None, None)
-    own = baseline.name if baseline else None
+    baselines = {member.name for member in config.members if isinstance(member, LengthBaseline)}
     scores = [
-        score(name, values, None if name == own else one_order, read.dropped.get(name))
+        score(name, values, None if name in baselines else one_order, read.dropped.get(name))
         for name, values in read.members.items()
     ]
     scores.append(score(ENSEMBLE, read.ensemble, one_order))
