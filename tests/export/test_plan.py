@@ -166,6 +166,7 @@ def test_a_dry_run_says_what_was_never_made(project):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "because"),
     [

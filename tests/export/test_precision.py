@@ -53,6 +53,7 @@ def test_every_precision_is_built_by_tensorrt(tracer, tmp_path, architecture, pr
     assert (tmp_path / "plan").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_lower_precisions_stay_within_their_default_limits(tracer, sequences, architecture, precision):

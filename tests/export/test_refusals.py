@@ -167,6 +167,7 @@ def test_a_head_whose_logits_a_softmax_would_misread(project, problem_type):
         project.run("onnx")
 
 
+@pytest.mark.slow
 def test_a_token_that_was_added_without_resizing_the_embedding(project):
     path = project.folder / "base" / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
