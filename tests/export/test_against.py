@@ -138,7 +138,7 @@ def test_another_reading_is_caught_and_named(against, changes, cause):
 
 def test_what_no_trial_explains_says_so(against):
     code, found, stderr = against(text="{} | {} | {}")
-    assert (code, found.get("cause")) == (1, None)
+    assert (code, found.get("cause")) == (3, None)
     assert "None of the usual causes" in stderr
 
 
