@@ -107,7 +107,7 @@ def test_a_probe_that_is_interrupted_reads_on_and_ends_with_the_same_adapter(gen
 @pytest.mark.parametrize(
     "recipe", [{"swap_probability": 0.0}, {"precision": "bf16"}, {"gradient_checkpointing": True}], ids=str
 )
-def test_a_probe_goes_with_every_recipe(generated, tmp_path, recipe):
+def test_a_probe_goes_with_other_recipes(generated, tmp_path, recipe):
     total = []
     measured = fit(tmp_path, generated, probed(generated, **recipe), lambda step, steps, values: total.append(steps))
     assert set(total) == {4 + (2 if recipe.get("swap_probability") == 0 else 4)}

@@ -49,8 +49,8 @@ class Score:
     """How good one source of predictions is.
 
     `gain` is how much lower its log loss is than that of the class prior, battle by battle; None for what knows nothing
-    of a battle. `gain_over_length` is the same for the length baseline (both orders of the responses on both sides, or
-    one), where there is one. `dropped_tokens` counts what truncation cut, where that is known.
+    of a battle. `gain_over_length` is the same for a length baseline that reads as many orders of the responses, where
+    there is one. `dropped_tokens` counts what truncation cut, where that is known.
     """
 
     name: str

@@ -3,6 +3,7 @@
 Chooses what is shown and how it is explained; the plots themselves are `charts`'.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -89,56 +90,36 @@ def _figure(name: str, estimate: Estimate, percent: bool = False) -> Figure:
 
 
 def _scores(result: Evaluation) -> Section:
-    losses = [ChartLine(score.name, (score.log_loss,), is_strong=score.name == ENSEMBLE) for score in result.scores]
-    right = [
-        ChartLine(score.name, (score.accuracy,), is_strong=score.name == ENSEMBLE)
-        for score in result.scores
-        if score.accuracy is not None
-    ]
-    gains = [
-        ChartLine(score.name, (score.gain,), is_strong=score.name == ENSEMBLE)
-        for score in result.scores
-        if score.gain is not None
-    ]
-    leads = [
-        ChartLine(score.name, (score.gain_over_length,), is_strong=score.name == ENSEMBLE)
-        for score in result.scores
-        if score.gain_over_length is not None
-    ]
-    plots = [
-        charts.intervals(losses, "Log loss of each source", "log loss", digits=4),
-        charts.intervals(
-            gains,
-            "Log loss below the class prior",
-            "log loss below the class prior",
-            references={"class prior": 0.0},
-            digits=4,
-        ),
-    ]
-    text = ""
-    if leads:
-        text = (
-            " The third does the same with the length baseline; what averages both orders of the responses is compared "
-            "with the baseline's average of both."
-        )
-        plots.append(
-            charts.intervals(
-                leads,
-                "Log loss below the length baseline",
-                "log loss below the length baseline",
-                references={"length": 0.0},
-                digits=4,
-            )
-        )
-    plots.append(charts.intervals(right, "Accuracy of each source", "accuracy"))
-    return Section(
-        "Scores",
+    losses = _lines(result, lambda score: score.log_loss)
+    right = _lines(result, lambda score: score.accuracy)
+    text = (
         "Lower log loss is better. A source to the right of the uniform guess points to a bug; one that does not beat "
         "the length buckets has learned little more than which response is longer. The second plot compares each "
         "source with the class prior on the same battles: what lies to the right of the line is better, and surely so "
-        "where the whole interval does." + text,
-        tuple(plots),
+        "where the whole interval does."
     )
+    plots = [
+        charts.intervals(losses, "Log loss of each source", "log loss", digits=4),
+        _gains(_lines(result, lambda score: score.gain), "class prior"),
+    ]
+    over_length = _lines(result, lambda score: score.gain_over_length)
+    if over_length:
+        text += (
+            " The third does the same with the length baseline; what averages both orders of the responses is compared "
+            "with the baseline's average of both."
+        )
+        plots.append(_gains(over_length, "length baseline"))
+    return Section("Scores", text, (*plots, charts.intervals(right, "Accuracy of each source", "accuracy")))
+
+
+def _lines(result: Evaluation, estimate_of: Callable[[Score], Estimate | None]) -> list[ChartLine]:
+    known = [(score.name, estimate_of(score)) for score in result.scores]
+    return [ChartLine(name, (found,), is_strong=name == ENSEMBLE) for name, found in known if found is not None]
+
+
+def _gains(lines: list[ChartLine], over: str) -> str:
+    title = f"Log loss below the {over}"
+    return charts.intervals(lines, title, title.lower(), references={over: 0.0}, digits=4)
 
 
 def _reliability(result: Evaluation) -> Section:

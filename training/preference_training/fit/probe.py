@@ -34,36 +34,7 @@ def probe_batches(examples: Sequence[Example], recipe: Recipe) -> list[list[Exam
     return [read[first : first + size] for first in range(0, len(read), size)]
 
 
-def probe_head(
-    model: PeftModel,
-    batches: Sequence[Sequence[Example]],
-    recipe: Recipe,
-    folder: Path,
-    seconds: float,
-    done: Callable[[int], None],
-) -> None:
-    """Gives `model`, whose LoRA changes nothing yet, the head of `recipe.probe_penalty`. `done` is told each batch.
-
-    What was read is kept in `folder` every `seconds`, at the end, and when `done` raises `Interrupted`; a run that
-    finds it there reads on. Raises `SystemFailure` where the base returns what is not finite.
-    """
-    assert recipe.probe_penalty is not None
-    base: Any = model.get_base_model()
-    head = base.score.weight
-    states = _read(model, batches, recipe, folder / STATES_FILE, seconds, done)
-    overflown = int((~states.isfinite()).any(1).sum())
-    if overflown:
-        raise SystemFailure(
-            f"What the base makes of {overflown} of {len(states)} texts is not finite in {recipe.precision}",
-            hint='Train in another `precision`: "bf16" or "fp32".',
-        )
-    labels = torch.tensor([example["labels"] for examples in batches for example in examples])
-    weights = logistic_regression(states, labels, len(head), recipe.probe_penalty)
-    with torch.no_grad():
-        head.copy_(weights)
-
-
-def _read(
+def probe_states(
     model: PeftModel,
     batches: Sequence[Sequence[Example]],
     recipe: Recipe,
@@ -71,10 +42,14 @@ def _read(
     seconds: float,
     done: Callable[[int], None],
 ) -> Tensor:
-    """The states FP32 `[sequences, hidden]` of all batches, on the CPU."""
+    """What `model`, its LoRA not trained yet, makes of all batches: states FP32 `[sequences, hidden]`, on the CPU.
+
+    `done` is told each batch. What was read is kept in `file` every `seconds`, at the end, and when `done` raises
+    `Interrupted`; a run that finds it there reads on. Raises `SystemFailure` where states are not finite.
+    """
     device = next(model.parameters()).device
-    states = [load_file(file)["states"]] if file.exists() else []
-    known, saved_at = sum(map(len, states)), monotonic()
+    read = [load_file(file)["states"]] if file.exists() else []
+    known, saved_at = sum(map(len, read)), monotonic()
     model.eval()
     for number, examples in enumerate(batches, 1):
         known -= len(examples)
@@ -82,22 +57,39 @@ def _read(
             continue
         batch = {name: values.to(device) for name, values in collate(examples).items()}
         with torch.no_grad():
-            states.append(pooled_states(model, batch["input_ids"], batch["attention_mask"], recipe.precision).cpu())
+            read.append(pooled_states(model, batch["input_ids"], batch["attention_mask"], recipe.precision).cpu())
         try:
             done(number)
         except Interrupted:
-            _save(states, file)
+            _save(read, file)
             raise
         if number == len(batches) or monotonic() - saved_at >= seconds:
-            _save(states, file)
+            _save(read, file)
             saved_at = monotonic()
-    return torch.cat(states)
+    states = torch.cat(read)
+    overflown = int((~states.isfinite()).any(1).sum())
+    if overflown:
+        raise SystemFailure(
+            f"What the base makes of {overflown} of {len(states)} texts is not finite in {recipe.precision}",
+            hint='Train in another `precision`: "bf16" or "fp32".',
+        )
+    return states
 
 
-def _save(states: Sequence[Tensor], file: Path) -> None:
+def probe_head(model: PeftModel, states: Tensor, batches: Sequence[Sequence[Example]], recipe: Recipe) -> None:
+    """Gives `model` the head of `recipe.probe_penalty`: the regression on the `states` of all batches."""
+    assert recipe.probe_penalty is not None
+    base: Any = model.get_base_model()
+    head = base.score.weight
+    labels = torch.tensor([example["labels"] for examples in batches for example in examples])
+    with torch.no_grad():
+        head.copy_(logistic_regression(states, labels, len(head), recipe.probe_penalty))
+
+
+def _save(read: list[Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(file) as part:
-        save_file({"states": torch.cat(list(states))}, part)
+        save_file({"states": torch.cat(read)}, part)
 
 
 def logistic_regression(states: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:

@@ -42,7 +42,7 @@ from preference_training.fit.model import (
     preference_logits,
     remove_identity_head,
 )
-from preference_training.fit.probe import probe_batches, probe_head
+from preference_training.fit.probe import STATES_FILE, probe_batches, probe_head, probe_states
 from preference_training.fit.recipe import Recipe, recipe_of
 
 #: `report(step, steps, values)`: called after each optimiser step, with the loss and metrics known so far. Batches that
@@ -72,7 +72,8 @@ def fit(
     torch.manual_seed(recipe.seed)
     with quiet_transformers():
         model = classifier(base, member, recipe, len(config.labels), identities)
-    check_ids(model, member, (example["input_ids"] for example in [*examples, *(held_out or [])]))
+    read = (each for example in [*examples, *(held_out or [])] for each in (example, example.get("swapped", example)))
+    check_ids(model, member, (example["input_ids"] for example in read))
     _warn(member, unmatched_targets(recipe.target_modules, linear_modules(model)))
     checkpoints, saving = folder / "checkpoints", Checkpoints(seconds_between_checkpoints, stop)
     to_probe = [] if recipe.probe_penalty is None else probe_batches(examples, recipe)
@@ -101,7 +102,9 @@ def fit(
                     hint="The same command reads on; members that were done are kept.",
                 )
 
-        probe_head(model, to_probe, recipe, checkpoints, seconds_between_checkpoints, probed)
+        file = checkpoints / STATES_FILE
+        states = probe_states(model, to_probe, recipe, file, seconds_between_checkpoints, probed)
+        probe_head(model, states, to_probe, recipe)
     with quiet_transformers():
         result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         if saving.stopped:
