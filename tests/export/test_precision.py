@@ -15,6 +15,7 @@ from preference_export.engine.build import build_engine
 from preference_export.engine.profiles import profiles_of
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import exceeded, limits_of, measure
+from preference_export.gate.scan import scan
 from preference_export.graph.precision import Dtypes, check_supported, dtypes_of
 from preference_export.graph.quantise import QuantisedWeights, grouped, quantised_gemms, spread
 
@@ -70,8 +71,18 @@ def test_dynamic_quantisation_stays_within_the_limits_of_int8(tracer, sequences)
     assert parity.max_logit_difference > 1e-4
     assert exceeded(parity, limits_of("int8", ParityLimits())) == []
     kinds = [node.op_type for node in graph_in(folder).node]
-    assert (kinds.count("MatMulInteger"), kinds.count("Gemm")) == (28, 1), "two products for each projection"
+    assert (kinds.count("MatMulIntegerToFloat"), kinds.count("Gemm")) == (28, 1), "two products for each projection"
     assert kinds.count("QuantizeLinear") == 18, "projections that read the same share them"
+
+
+def test_activations_that_a_scan_reports_are_in_no_steps_of_dynamic_quantisation(tracer, sequences):
+    single, dynamic = (
+        scan(tracer.export("llama", name, dtypes) / MODEL_FILE, sequences[:2], threads=1).by_layer()
+        for name, dtypes in (("fp32", RECIPES["fp32"]), ("dynamic", DYNAMIC))
+    )
+    assert dynamic.keys() == single.keys()
+    for layer, activation in single.items():
+        assert dynamic[layer]["largest"] == pytest.approx(activation["largest"], rel=0.1), layer
 
 
 def test_dynamic_quantisation_scores_a_sequence_alike_in_any_company(tracer, sequences):

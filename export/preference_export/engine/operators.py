@@ -100,10 +100,7 @@ ACCEPTED = frozenset(
         "Xor",
     ]
 )
-REASONS = {
-    "DynamicQuantizeLinear": "scales must be known when the engine is built",
-    "MatMulInteger": "products of integers are written as QuantizeLinear and DequantizeLinear around a float product",
-}
+REASONS = {"DynamicQuantizeLinear": "scales must be known when the engine is built"}
 ACCEPTED_DTYPES = frozenset(
     {
         *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.BOOL),

@@ -22,6 +22,10 @@ from preference_export.graph.quantise import INPUT_SCALE, SMOOTHING, WEIGHT_SCAL
 MIDDLE, STEPS = 64, 63
 #: Rows of zeros have a step, too.
 SMALLEST_STEP = 1e-30
+#: Steps of the second term in one step of the first.
+FINE_STEPS = 2 * STEPS
+#: Of ONNX Runtime's own operators, which no other runtime has.
+RUNTIME_DOMAIN, RUNTIME_OPSET = "com.microsoft", 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ def write_precision(
         if name not in model.graph.initializers:
             model.graph.initializers[name] = ir.Value(name=name, shape=ir.Shape(spec.shape))
         model.graph.initializers[name].dtype = from_torch_dtype(spec.dtype)
+    if quantised and dtypes.dynamic:
+        model.opset_imports[RUNTIME_DOMAIN] = RUNTIME_OPSET
     writer = _Writer(model.graph, dtypes, {name: group[0] for group in grouped(quantised) for name in group})
     for node in list(model.graph):
         weight = node.inputs[1].name if node.op_type == "Gemm" and node.inputs[1] is not None else None
@@ -138,23 +144,27 @@ class _Writer:
     def integers(self, node: ir.Node, module: str) -> None:
         """`node` becomes products of integers. Each row of activations has scales of its own, found at run time, so
         that a token's result depends on no other token, and on nothing that it is packed with.
+
+        ONNX Runtime's operator scales each column as it is computed; in plain ONNX that is two more passes over it.
         """
         x, weight = node.inputs
         assert x is not None
         assert weight is not None
         weight = self._before(node, "Transpose", [weight], module, [ir.AttrInt64s("perm", [1, 0])])
-        terms = []
-        for steps, scale in self._steps(node, x, self.groups[module]):
-            product = self._before(node, "MatMulInteger", [steps, weight, self._constant(np.uint8(MIDDLE))], module)
-            product = self._before(node, "Cast", [product], module, [ir.AttrInt64("to", ir.DataType.FLOAT)])
-            terms.append(self._before(node, "Mul", [product, scale], module))
-        total = self._before(node, "Add", terms, module)
-        total = self._before(node, "Mul", [total, self._parameter(module, WEIGHT_SCALE)], module)
+        *terms, scale = self._terms(node, x, self.groups[module])
+        products = []
+        for term, size in zip(terms, (1.0, 1 / FINE_STEPS), strict=True):
+            scales = [self._constant(np.float32(size)), self._parameter(module, WEIGHT_SCALE)]
+            inputs = [term, weight, *scales, self._constant(np.uint8(MIDDLE))]
+            products.append(self._before(node, "MatMulIntegerToFloat", inputs, module, domain=RUNTIME_DOMAIN))
+        steps = self._before(node, "Sum", products, module)  # an Add would count as an activation in a scan
+        total = self._before(node, "Mul", [steps, scale], module)
         ir.convenience.replace_all_uses_with(node.outputs[0], total)
         self.graph.remove(node, safe=True)
 
-    def _steps(self, node: ir.Node, x: ir.Value, group: str) -> list[tuple[ir.Value, ir.Value]]:
-        """`x` `[rows, features]` as a sum of two terms, each in steps of 7 bits, and the size `[rows, 1]` of its step.
+    def _terms(self, node: ir.Node, x: ir.Value, group: str) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """`x` `[rows, features]` as a sum of two terms, each in steps of 7 bits, and the size `[rows, 1]` of the first
+        one's step, of which the second one's is a fixed part.
 
         The second term is what rounding left of the first: a huge activation costs its row no precision.
         """
@@ -169,10 +179,9 @@ class _Writer:
         first = self._before(node, "QuantizeLinear", [x, rows, middle], group, axis)
         left = self._before(node, "DequantizeLinear", [first, rows, middle], group, axis)
         left = self._before(node, "Sub", [x, left], group)
-        fine = self._before(node, "Mul", [scale, self._constant(np.float32(1 / (2 * STEPS)))], group)
-        rows = self._before(node, "Reshape", [fine, flat], group)
+        rows = self._before(node, "Mul", [rows, self._constant(np.float32(1 / FINE_STEPS))], group)
         second = self._before(node, "QuantizeLinear", [left, rows, middle], group, axis)
-        return [(first, scale), (second, fine)]
+        return first, second, scale
 
     def _constant(self, value: np.generic | np.ndarray[Any, Any]) -> ir.Value:
         name = f"constant_{value.dtype}_{value}"
@@ -189,13 +198,19 @@ class _Writer:
         return self._before(node, "Cast", [value], module, [ir.AttrInt64("to", self.dtype)])
 
     def _before(
-        self, node: ir.Node, kind: str, inputs: Sequence[ir.Value], module: str, attributes: Sequence[ir.Attr] = ()
+        self,
+        node: ir.Node,
+        kind: str,
+        inputs: Sequence[ir.Value],
+        module: str,
+        attributes: Sequence[ir.Attr] = (),
+        domain: str = "",
     ) -> ir.Value:
         """The output of a new node before `node`; of an existing one, where the same was made of the same value."""
         key = (kind, ",".join(str(value.name) for value in inputs))
         if key not in self._made:
             name = f"{module}/{kind}_p{len(self._made)}"
-            made = ir.Node("", kind, inputs, attributes, name=name)
+            made = ir.Node(domain, kind, inputs, attributes, name=name)
             made.outputs[0].name = name
             self.graph.insert_before(node, made)
             self._made[key] = made.outputs[0]
