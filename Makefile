@@ -169,7 +169,7 @@ test: install ## every test that needs no GPU, no Docker engine and no model hub
 	$(BIN)/python -m pytest
 
 test-fast: export OMP_NUM_THREADS ?= 1
-test-fast: install ## the tests of two to three minutes: no training, no server, no whole program
+test-fast: install ## the tests of two minutes: no training, no server, no whole program
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-soak: export OMP_NUM_THREADS ?= 1

@@ -95,6 +95,7 @@ def test_an_answer_is_yielded_while_the_next_battle_is_awaited(triton: Any) -> N
     assert asyncio.run(scored()) == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_failures_and_retries_are_those_of_the_scorer(triton: Any, many: Any) -> None:
     sent: Counter[str] = Counter()
 

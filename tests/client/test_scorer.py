@@ -102,6 +102,7 @@ def test_never_more_requests_are_under_way_than_allowed(triton: Any, many: Any) 
     assert triton.most_under_way == 5
 
 
+@pytest.mark.slow
 def test_one_slow_row_does_not_let_the_reading_run_ahead(triton: Any, many: Any) -> None:
     release = threading.Event()
     timer = threading.Timer(0.3, release.set)
@@ -354,6 +355,7 @@ def test_the_loopback_is_reached_past_a_proxy(triton: Any, many: Any, monkeypatc
     assert "no_proxy" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_each_kind_of_wrong_address_has_a_hint_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preference_client.connection.DESCRIBE_TIMEOUT_S", 2.0)
 

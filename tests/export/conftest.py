@@ -162,6 +162,13 @@ class Maker:
             return dict(PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict())
 
 
+def pytest_collection_modifyitems(items):
+    """What needs a trace is slow: one for each architecture takes as long as two hundred other tests."""
+    for item in items:
+        if "tracer" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def make():
     return Maker()

@@ -77,7 +77,6 @@ def test_what_tensorrt_would_refuse_is_listed_whole():
     ]
 
 
-@pytest.mark.slow
 def test_graphs_of_every_static_precision_are_accepted_and_dynamic_ones_are_not(tracer):
     check_operators(tracer.export("gemma2", "fp8", Dtypes("float16", "float8_e4m3fn")) / MODEL_FILE)
     dynamic = tracer.export("llama", "dynamic", Dtypes("float32", "int8", dynamic=True)) / MODEL_FILE
@@ -146,6 +145,7 @@ def test_the_version_of_torch_is_read_as_torch_has_it():
     assert runtimes._version_of_torch()["cuda"] == torch.version.cuda
 
 
+@pytest.mark.slow
 def test_an_unchecked_engine_is_served_only_on_request_and_the_manifest_says_so(project):
     tensorrt = pytest.importorskip("tensorrt")
     if torch.cuda.is_available():
@@ -172,6 +172,7 @@ def test_an_unchecked_engine_is_served_only_on_request_and_the_manifest_says_so(
     assert list(group.profile) == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_an_engine_whose_graph_did_not_pass_is_refused_unchecked_or_not(project):
     pytest.importorskip("tensorrt")
     if torch.cuda.is_available():
@@ -184,6 +185,7 @@ def test_an_engine_whose_graph_did_not_pass_is_refused_unchecked_or_not(project)
         project.run("repository", "--unchecked")
 
 
+@pytest.mark.slow
 def test_an_engine_of_another_graph_is_refused(project):
     pytest.importorskip("tensorrt")
     project.edit("max_tokens = 48", 'max_tokens = 48\nengine = "tensorrt"' + QUICK)

@@ -16,6 +16,7 @@ sys.stderr.write(json.dumps([name for name in {SLOW!r} if name in sys.modules]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -24,11 +24,16 @@ SEQUENCES = [np.random.default_rng(0).integers(3, 300, length).astype(np.int32) 
     "settings",
     [
         {},
-        {"use_dora": True, "use_rslora": True},
-        {"layers_to_transform": [1], "modules_to_save": ["embed_tokens", "score"]},
-        {"target_modules": "all-linear", "rank_pattern": {"q_proj": 2}},
-        {"target_modules": ["embed_tokens", "k_proj"], "use_dora": True},
-        {"bias": "all"},
+        *(
+            pytest.param(settings, marks=pytest.mark.slow)
+            for settings in (
+                {"use_dora": True, "use_rslora": True},
+                {"layers_to_transform": [1], "modules_to_save": ["embed_tokens", "score"]},
+                {"target_modules": "all-linear", "rank_pattern": {"q_proj": 2}},
+                {"target_modules": ["embed_tokens", "k_proj"], "use_dora": True},
+                {"bias": "all"},
+            )
+        ),
     ],
 )
 def test_logits_are_those_of_the_whole_model_bit_for_bit(make, tmp_path, architecture, settings):

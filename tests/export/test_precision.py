@@ -42,7 +42,6 @@ def graph_in(folder):
     return onnx.load(folder / MODEL_FILE, load_external_data=False).graph
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", RECIPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_precision_is_built_by_tensorrt(tracer, tmp_path, architecture, precision):
@@ -54,7 +53,6 @@ def test_every_precision_is_built_by_tensorrt(tracer, tmp_path, architecture, pr
     assert (tmp_path / "plan").stat().st_size > 10_000
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_lower_precisions_stay_within_their_default_limits(tracer, sequences, architecture, precision):

@@ -163,6 +163,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_activations_are_let_go_of_once_they_were_looked_at(finished_project):
     """Attention scores are the largest of them: eight and more tensors of that size would be kept to the end."""
     scores = 4 * 4 * 800**2 * 4  # sequences x heads x tokens^2, in bytes

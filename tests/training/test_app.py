@@ -197,6 +197,7 @@ def test_dropped_tokens_that_are_no_counts_are_refused(train, predictions, text)
     assert "`gemma_dropped_tokens` of the id `" in result.stderr
 
 
+@pytest.mark.slow
 def test_commands_that_have_nothing_to_train_import_no_torch(workplace, train, predictions):
     """Run in a fresh interpreter: an up-to-date stage and an evaluation answer at once."""
     code = "import sys; from preference_training.app import main; sys.argv[1:] = {!r}; " + (
