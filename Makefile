@@ -133,10 +133,10 @@ $(REAL)/figures.md: $(REAL)/predictions.csv $(REAL)/original.csv benchmarks/real
 		--output $@
 
 # Each fold is an ensemble of its own, called real-fold-0 and so on, on the test battles that the others trained on.
-# With FOLD_EPOCHS=0.01 it has little more than its probe; FOLD_PRECISION=bf16 is faster where the CPU has BF16 (AMX).
+# With FOLD_EPOCHS=0.01 it has little more than its probe; FOLD_PRECISION=bf16 takes half the time where the CPU has AMX.
 FOLD_EPOCHS := 1
 FOLD_PRECISION := fp32
-real-folds: real-bases ## the cross-validation of configs/real.toml, after `make real` (two and a half hours)
+real-folds: real-bases ## the cross-validation of configs/real.toml, after `make real` (three and a half hours)
 	$(MAKE) --no-print-directory $(REAL_FOLDS:%=build/real-fold-%/swapped.csv)
 	mkdir -p build/real-folds
 	for file in predictions swapped; do \
