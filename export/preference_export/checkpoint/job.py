@@ -47,9 +47,9 @@ class Job(ABC, Generic[M_co]):
         """SHA-256 of the files of base and adapters, by role."""
         return input_hashes(self.source)
 
-    def make(self, artefact: Artefact, fill: Callable[[Draft], None]) -> bool:
-        """Makes an artefact; False if it was there already, made from the same."""
-        current = artefact.current()
+    def make(self, artefact: Artefact, fill: Callable[[Draft], None], *, again: bool = False) -> bool:
+        """Makes an artefact; False if it was there already, made from the same, and is not to be made `again`."""
+        current = None if again else artefact.current()
         if current is None:
             with artefact.draft() as draft:
                 fill(draft)
@@ -70,8 +70,8 @@ class Job(ABC, Generic[M_co]):
         """Writes the ONNX and what encodes battles. `started` is told the bytes to come, `report` those written."""
 
     @abstractmethod
-    def original(self) -> Model:
-        """What the exported member is compared with."""
+    def original(self, *, again: bool) -> Model:
+        """What the exported member is compared with. It may remember its answers, unless it is to answer `again`."""
 
     def check_reading(self, battles: Iterable[Battle]) -> None:
         """Raises `ArtefactError` where Transformers and the exported tokenizer read one of the battles differently."""

@@ -78,7 +78,7 @@ def check_member(job: Job[Member], *, again: bool = False) -> tuple[bool, Subjec
     from preference_export.gate.compare import compare
 
     use_gpu_of(job.member)
-    measured, broken = compare(job, subject.file)
+    measured, broken = compare(job, subject.file, again=again)
     record = {"basis": basis, **({BROKEN: broken} if broken else measured)}
     manifest = job.made[subject.manifest.kind] = write_manifest(
         subject.folder, replace(subject.manifest, parity=record)

@@ -34,18 +34,17 @@ COPIES_OF_WEIGHTS = 3
 Way = tuple[Model, int]
 
 
-def compare(job: Job[Member], file: str) -> tuple[dict[str, Any], list[str]]:
+def compare(job: Job[Member], file: str, *, again: bool) -> tuple[dict[str, Any], list[str]]:
     """What was measured of the artefact's `file`, and one sentence for everything that is above the limits or broken.
 
-    Every sample battle is compared in both orders of its responses.
+    Every sample battle is compared in both orders of its responses. The original is asked what it has answered before
+    only if it is to be asked `again`.
     """
     labels, model = job.config.labels, job.exported / MODEL_FILE
     sample = checked_sample(job.config)
     job.check_reading(sample.battles)
     sequences, targets = _sequences(job.exported, sample, labels)
-    reference = job.original()
-    expected = reference.logits(sequences)
-    del reference
+    expected = job.original(again=again).logits(sequences)
     torch.cuda.empty_cache()  # the engine may need what the original held; without a GPU it does nothing
     ways = ways_of(job, file)
     alone = [logits_alone(artefact, sequences) for artefact, _ in ways]

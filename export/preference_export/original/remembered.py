@@ -1,0 +1,55 @@
+"""What the original model of a member answered, in `build/NAME/originals/MEMBER`.
+
+It is the same for every precision and for other limits, and takes longer than all else in a comparison.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from preference_core.artefacts.artefact import Artefact, Draft
+from preference_core.ensemble.settings import Classifier
+from preference_export.artefacts.model import Logits, Model, TokenIds
+from preference_export.artefacts.versions import versions
+from preference_export.checkpoint.job import Job
+from preference_export.original.memory import device_in_use
+
+KIND = "original"
+LOGITS_FILE = "logits.safetensors"
+
+
+class RememberedOriginal:
+    """The original model, opened only for what the same files were not asked before, or if it is to answer `again`."""
+
+    def __init__(self, job: Job[Classifier], opened: Callable[[], Model], *, again: bool) -> None:
+        self._job, self._opened, self._again = job, opened, again
+
+    def logits(self, sequences: Sequence[TokenIds]) -> Logits:
+        """Logits `[sequences, labels]`."""
+
+        def fill(draft: Draft) -> None:
+            save_file({"logits": self._opened().logits(sequences)}, draft.folder / LOGITS_FILE)
+
+        artefact = answers(self._job, sequences)
+        self._job.make(artefact, fill, again=self._again)
+        logits: Logits = load_file(artefact.folder / LOGITS_FILE)["logits"]
+        return logits
+
+
+def answers(job: Job[Classifier], sequences: Sequence[TokenIds]) -> Artefact:
+    """The answers to `sequences` as they would be computed now."""
+    ids = hashlib.sha256()
+    for sequence in sequences:
+        ids.update(np.array(len(sequence), "<i8").tobytes())
+        ids.update(sequence.astype("<i4").tobytes())
+    made_from = {
+        "inputs": job.inputs,
+        "base_rounding": job.member.base_rounding,
+        "labels": len(job.config.labels),
+        "sequences": ids.hexdigest(),
+        "device": str(device_in_use()),
+    }
+    return Artefact(Path(job.config.folders.original(job.member.name)), KIND, made_from, versions())
