@@ -194,5 +194,6 @@ def test_an_assembly_killed_at_any_moment_leaves_a_whole_repository_or_none_and_
     finished = content_of(config.folders.repository)
     assert assemble(config, jobs_of(config)).changed is False
     assert read_manifest(config.folders.repository).details["version"] == before + 1
-    assert {path.name for path in config.folders.root.iterdir()} == {"members", "repository", "repository.previous"}
+    left = {path.name for path in config.folders.root.iterdir()}
+    assert left == {"members", "originals", "repository", "repository.previous"}
     assert finished == content_of(config.folders.repository)
