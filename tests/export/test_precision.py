@@ -73,7 +73,7 @@ def test_dynamic_quantisation_stays_within_the_limits_of_int8(tracer, sequences)
     assert kinds.count("QuantizeLinear") == 18, "projections that read the same share them"
 
 
-def test_activations_that_a_scan_reports_are_in_no_steps_of_dynamic_quantisation(tracer, sequences):
+def test_a_scan_reports_activations_and_not_steps_of_dynamic_quantisation(tracer, sequences):
     single, dynamic = (
         scan(tracer.export("llama", name, dtypes) / MODEL_FILE, sequences[:2], threads=1).by_layer()
         for name, dtypes in (("fp32", RECIPES["fp32"]), ("dynamic", DYNAMIC))
