@@ -18,9 +18,13 @@ from preference_training.synthetic.generate import generation_of
 
 ROOT = Path(__file__).parents[2]
 NOTE = '#!/bin/sh\necho "$(basename "$0")" "$@" >>"$NOTES"\n'
-#: As `preference-serve --run`: puts an address into the command, and runs it.
-#: Leaves what the rest of the recipe reads.
+#: Answers for an original where there is no answer yet, and leaves what the rest of the recipe reads.
+EXPORT = NOTE + (
+    'answers=build/$(basename "$2" .toml)/originals; mkdir -p $answers; '
+    '[ -e $answers/gemma ] || echo "$2" >$answers/gemma\n'
+)
 PYTHON = NOTE + 'for last; do :; done\ncase "$last" in *.md) touch "$last" ;; */bases) mkdir -p "$last" ;; esac\n'
+#: As `preference-serve --run`: puts an address into the command, and runs it.
 SERVE = '#!/bin/sh\nfor last; do :; done\nexec sh -c "$(echo "$last" | sed "s/{url}/127.0.0.1:4711/g")"\n'
 
 
@@ -31,7 +35,7 @@ def made(tmp_path):
     folder.mkdir()
     for name, script in {
         "preference-train": NOTE,
-        "preference-export": NOTE,
+        "preference-export": EXPORT,
         "preference-score": NOTE,
         "preference-serve": SERVE,
         "python": PYTHON,
@@ -129,13 +133,27 @@ def test_real_goes_from_the_weights_to_the_report(real, tmp_path):
 
 def test_real_goes_on_only_where_the_gate_refuses_a_precision_that_is_not_served(real, tmp_path):
     refuses = tmp_path / "bin/preference-export"
-    refuses.write_text(NOTE + 'case "$2" in *fp8*) exit 3 ;; esac\n')
+    refuses.write_text(EXPORT + 'case "$2" in *fp8*) exit 3 ;; esac\n')
     commands = real()
     assert commands[-1][:2] == ["preference-train", "evaluate"]
     for code in ("exit 3", *(f'case "$2" in *fp8*) exit {code} ;; esac' for code in (1, 2))):
-        refuses.write_text(NOTE + code + "\n")
+        refuses.write_text(EXPORT + code + "\n")
         with pytest.raises(subprocess.CalledProcessError):
             real()
+
+
+def test_each_precision_of_real_is_compared_with_the_same_answers_of_the_originals(real, tmp_path):
+    real()
+    stale = tmp_path / "build/real-int8/originals"
+    (stale / "gemma").write_text("another base's")
+    (stale / "removed").touch()
+    real()
+    assert [path.name for path in stale.iterdir()] == ["gemma"]
+    for precision in ("fp16", "int8", "fp8"):
+        assert (tmp_path / f"build/real-{precision}/originals/gemma").read_text() == "configs/real.toml\n"
+    (tmp_path / "bin/preference-export").write_text(NOTE + "rm -rf build/real/originals\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        real()
 
 
 def test_real_does_nothing_again_that_is_newer_than_what_it_is_made_of(real, tmp_path):
