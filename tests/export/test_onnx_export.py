@@ -4,12 +4,15 @@ import itertools
 
 import numpy as np
 import onnx
+import onnx_ir
+import onnxscript.optimizer
 import pytest
 
 from preference_core import tensors
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE
 from preference_export.gate.onnx_classifier import OnnxClassifier
 from preference_export.gate.parity import measure
+from preference_export.graph import write
 from preference_export.graph.packed import COMPUTED
 from preference_export.graph.write import ALIGNMENT
 from preference_export.original.whole import Reference
@@ -69,6 +72,13 @@ def test_half_precision_keeps_norms_and_the_head_in_single(exported_in_half_prec
     assert "model.layers.0.self_attn.q_proj.weight" in halves
     assert "model.embed_tokens.weight" in halves
     assert not halves & {"score.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight"}
+
+
+def test_a_traced_graph_is_optimised_as_by_onnxscripts_whole_optimiser(tracer, make, monkeypatch):
+    traced = tracer.of("gemma3_text")
+    monkeypatch.setattr(write, "_optimise", onnxscript.optimizer.optimize_ir)
+    whole = write.graph_of(write.classifier_without_data(tracer.description(traced.base), make.labels), make.labels)
+    assert onnx_ir.to_proto(traced.graph) == onnx_ir.to_proto(whole)
 
 
 def test_inputs_and_output_are_those_of_the_contract_and_packed(graph, make):

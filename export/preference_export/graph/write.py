@@ -15,7 +15,15 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
+from onnx_ir.passes import common
 from onnx_ir.tensor_adapters import from_torch_dtype
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules.common import (
+    collapse_slice_rule,
+    materialize_reshape_shape_rule,
+    squeeze_reshape_1d_rule,
+    unsqueeze_unsqueeze_rule,
+)
 
 from preference_core import tensors
 from preference_core.progress import BytesDone
@@ -35,6 +43,12 @@ ALIGNMENT = 4096
 
 #: Sizes the graph is traced with. All differ and are above 1: torch takes a size of 1 for a constant.
 TRACED_TOKENS, TRACED_SEQUENCES, TRACED_LONGEST = 11, 3, 5
+_RULES = (
+    collapse_slice_rule,
+    materialize_reshape_shape_rule,
+    squeeze_reshape_1d_rule,
+    unsqueeze_unsqueeze_rule,
+)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnx_ir.passes.common.initializer_deduplication")
 
@@ -129,10 +143,29 @@ def graph_of(model: PackedClassifier, labels: int) -> ir.Model:
         graph = program.model
         for name in parameter_specs(model):
             graph.graph.initializers[name].const_value = None
-        onnxscript.optimizer.optimize_ir(graph)
+        _optimise(graph)
     _make_portable(graph)
     graph.graph.outputs[0].shape = ir.Shape(["sequences", labels])
     return graph
+
+
+def _optimise(model: ir.Model) -> None:
+    """Does what `onnxscript.optimizer.optimize_ir` does, with those of its rules that change these graphs.
+
+    Another one of its rules, which looks for pairs of slices, takes time that grows with the square of the layers.
+    """
+    common.InlinePass()(model)
+    for _ in range(2):  # a rule makes constants
+        onnxscript.optimizer.fold_constants_ir(model, onnx_shape_inference=True)
+        RewritePass(_RULES)(model)
+        common.RemoveUnusedNodesPass()(model)
+    ir.passes.Sequential(
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.NameFixPass(),
+    )(model)
 
 
 def _make_portable(model: ir.Model) -> None:
