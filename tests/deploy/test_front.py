@@ -311,6 +311,24 @@ def test_the_front_lets_a_trace_context_through(front: Front, collector: Collect
     eventually(lambda: any(set(collector.of(trace)) == models for trace in traces))
 
 
+def test_the_log_has_a_line_for_each_request_that_failed_and_none_of_its_text(front: Front, tmp_path: Path) -> None:
+    assert status_of(front, request_for(prompt="not to be logged")) == "OK"
+    assert status_of(front, request_for(prompt="not to be logged"), certificate=False) == "UNAUTHENTICATED"
+    assert status_of(front, request_for("absent", prompt="not to be logged")) == "NOT_FOUND"
+    too_many_turns = json.dumps(["not to be logged"] * 1000)
+    assert status_of(front, request_for(prompt=too_many_turns)) == "INVALID_ARGUMENT"
+    assert front.get("/absent") == 404
+
+    def logged() -> list[dict[str, Any]]:
+        lines = (tmp_path / "envoy.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    eventually(lambda: len(logged()) == 4)
+    found = [(line["status"], line["grpc"]) for line in logged()]
+    assert found == [(200, "Unauthenticated"), (200, "NotFound"), (200, "InvalidArgument"), (404, None)]
+    assert "not to be logged" not in (tmp_path / "envoy.log").read_text()
+
+
 def test_a_certificate_of_another_authority_is_no_certificate(front: Front, tmp_path: Path) -> None:
     shutil.copytree(front.secrets, tmp_path / "other")
     openssl(
