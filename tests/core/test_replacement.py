@@ -30,6 +30,17 @@ def test_a_filled_folder_takes_the_place_of_the_old_one(tmp_path):
     assert names(tmp_path) == ["target"]
 
 
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_what_is_no_folder_gives_way_to_one(tmp_path, what):
+    target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    target.touch() if what == "file" else target.symlink_to(elsewhere)
+    with replaced_folder(target) as folder:
+        (folder / "new").touch()
+    assert (names(target), names(elsewhere), names(tmp_path)) == (["new"], ["kept"], ["elsewhere", "target"])
+
+
 def test_the_old_folder_can_be_kept(tmp_path):
     target, kept = tmp_path / "target", tmp_path / "kept"
     for content in ("one", "two", "three"):

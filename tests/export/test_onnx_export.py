@@ -7,6 +7,7 @@ import onnx
 import onnx_ir
 import onnxscript.optimizer
 import pytest
+from architectures import ARCHITECTURES
 
 from preference_core import tensors
 from preference_export.artefacts.names import DATA_FILE, MODEL_FILE
@@ -74,8 +75,9 @@ def test_half_precision_keeps_norms_and_the_head_in_single(exported_in_half_prec
     assert not halves & {"score.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight"}
 
 
-def test_a_traced_graph_is_optimised_as_by_onnxscripts_whole_optimiser(tracer, make, monkeypatch):
-    traced = tracer.of("gemma3_text")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_traced_graph_is_optimised_as_by_onnxscripts_whole_optimiser(tracer, make, monkeypatch, architecture):
+    traced = tracer.of(architecture)
     monkeypatch.setattr(write, "_optimise", onnxscript.optimizer.optimize_ir)
     whole = write.graph_of(write.classifier_without_data(tracer.description(traced.base), make.labels), make.labels)
     assert onnx_ir.to_proto(traced.graph) == onnx_ir.to_proto(whole)

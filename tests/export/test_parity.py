@@ -101,7 +101,7 @@ class Listening:
 def test_two_packs_of_all_lengths_stand_for_a_large_sample():
     artefact = Listening()
     sequences = [np.zeros(length, np.int32) for length in range(1, 129)]
-    measure(artefact, np.zeros((128, 3), np.float32), sequences, packed=4)
+    measure(artefact, np.zeros((128, 3), np.float32), sequences)
     assert artefact.asked[:128] == [[length] for length in range(1, 129)]
     assert artefact.asked[128:130] == [[1, 33, 65, 97], [32, 64, 96, 128]]
     assert artefact.asked[130:] == [pack[::-1] for pack in artefact.asked[128:130]]

@@ -18,23 +18,18 @@ BEGUN = ".begun"
 LARGEST_COPY_BYTES = 64 * 2**20
 
 
-def unfinished(path: Path) -> Path:
-    """The hidden sibling that this process writes before it takes the place of the file `path`."""
-    path = path.resolve()
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
 @contextmanager
 def replaced_file(path: Path, part: Path | None = None) -> Iterator[Path]:
     """Gives the name of a hidden sibling to be written (`part`, or one of this process's own), which becomes `path`.
 
     After an exception `path` stays as it was. `SystemFailure` if the file system fails.
     """
-    part = part or unfinished(path)
+    target = path.resolve()
+    part = part or target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with written_beside(path):
             yield part
-            put_in_place(part, path.resolve())
+            put_in_place(part, target)
     finally:
         part.unlink(missing_ok=True)
 
@@ -79,7 +74,8 @@ def replaced_folder(target: Path, keep_as: Path | None = None, resume: str | Non
             remove_remains(target)
             try:
                 if resume is None or not begun.is_file() or begun.read_text(encoding="utf-8") != resume:
-                    _empty(part)
+                    for path in part.iterdir():
+                        _remove(path)
                 if resume is not None:
                     begun.write_text(resume, encoding="utf-8")
                 yield part
@@ -183,14 +179,8 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{suffix}")
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def _remove(path: Path) -> None:
-    if path.exists():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -14,3 +14,9 @@ class Model(Protocol):
     """Anything that turns packed sequences of token ids into logits `[sequences, labels]`."""
 
     def logits(self, sequences: Sequence[TokenIds]) -> Logits: ...
+
+
+class Original(Model, Protocol):
+    """What an artefact is compared with. `remembered` says whether its last answers were given in an earlier run."""
+
+    remembered: bool

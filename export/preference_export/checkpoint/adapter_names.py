@@ -11,10 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from preference_core.ensemble.locations import ADAPTER_WEIGHTS
-from preference_core.errors import CheckpointError
+from preference_core.errors import CheckpointError, SystemFailure
 from preference_export.checkpoint.files import TensorFiles
 
 CONFIG = "adapter_config.json"
@@ -80,7 +81,13 @@ def readable_by_peft(folder: Path) -> Iterator[Path]:
         yield folder
         return
     with TemporaryDirectory() as copy:
-        shutil.copyfile(folder / CONFIG, Path(copy) / CONFIG)
         tensors = {name: files.read(stored) for name, stored in names.items()}
-        save_file(tensors, Path(copy) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        try:
+            shutil.copyfile(folder / CONFIG, Path(copy) / CONFIG)
+            save_file(tensors, Path(copy) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:  # safetensors' own, where the file system fails
+            raise SystemFailure(
+                f"A copy of `{folder}` cannot be written to `{copy}`: {error}",
+                hint="Free space there, or name another folder with the environment variable TMPDIR.",
+            ) from error
         yield Path(copy)

@@ -10,8 +10,9 @@ from preference_core.artefacts.artefact import Artefact, Draft
 from preference_core.artefacts.manifest import Manifest
 from preference_core.battles.battle import Battle
 from preference_core.ensemble.settings import Config, Member
+from preference_core.errors import ArtefactError
 from preference_core.progress import BytesDone
-from preference_export.artefacts.model import Model
+from preference_export.artefacts.model import Original
 from preference_export.checkpoint.shapes import Shapes
 from preference_export.checkpoint.source import Source, input_hashes, source_of
 
@@ -48,11 +49,19 @@ class Job(ABC, Generic[M_co]):
         return input_hashes(self.source)
 
     def make(self, artefact: Artefact, fill: Callable[[Draft], None], *, again: bool = False) -> bool:
-        """Makes an artefact; False if it was there already, made from the same, and is not to be made `again`."""
+        """Makes an artefact; False if it was there already, made from the same, and is not to be made `again`.
+
+        Raises `ArtefactError` where files of base or adapters that it is made from changed meanwhile.
+        """
         current = None if again else artefact.current()
         if current is None:
             with artefact.draft() as draft:
                 fill(draft)
+                if "inputs" in artefact.made_from and input_hashes(self.source) != artefact.made_from["inputs"]:
+                    raise ArtefactError(
+                        f"Files of the base or the adapter of `{self.member.name}` changed while they were read",
+                        hint="Wait until they are written, and run it again.",
+                    )
         self.made[artefact.kind] = current or draft.manifest
         return current is None
 
@@ -70,7 +79,7 @@ class Job(ABC, Generic[M_co]):
         """Writes the ONNX and what encodes battles. `started` is told the bytes to come, `report` those written."""
 
     @abstractmethod
-    def original(self, *, again: bool) -> Model:
+    def original(self, *, again: bool) -> Original:
         """What the exported member is compared with. It may remember its answers, unless it is to answer `again`."""
 
     def check_reading(self, battles: Iterable[Battle]) -> None:

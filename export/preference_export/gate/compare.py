@@ -21,7 +21,7 @@ from preference_export.artefacts.names import MODEL_FILE, PLAN_FILE
 from preference_export.checkpoint.job import Job
 from preference_export.engine.runtimes import CPU_PROVIDER, provider_for
 from preference_export.gate.onnx_classifier import OnnxClassifier
-from preference_export.gate.parity import PACKED_SEQUENCES, exceeded, limits_of, logits_alone, measure, worst
+from preference_export.gate.parity import PACKED_SEQUENCES, answers, differences, exceeded, limits_of
 from preference_export.gate.scan import Scan, scan, scanned
 from preference_export.gate.tensorrt_classifier import classifiers_of_plan
 from preference_export.graph.precision import dtypes_of
@@ -37,24 +37,22 @@ Way = tuple[Model, int]
 def compare(job: Job[Member], file: str, *, again: bool) -> tuple[dict[str, Any], list[str]]:
     """What was measured of the artefact's `file`, and one sentence for everything that is above the limits or broken.
 
-    Every sample battle is compared in both orders of its responses. The original is asked what it has answered before
-    only if it is to be asked `again`.
+    Every sample battle is compared in both orders of its responses. What the original has answered before it is
+    asked only if it is to be asked `again`, or if its answers of then would refuse the artefact.
     """
     labels, model = job.config.labels, job.exported / MODEL_FILE
     sample = checked_sample(job.config)
     job.check_reading(sample.battles)
     sequences, targets = _sequences(job.exported, sample, labels)
-    expected = job.original(again=again).logits(sequences)
+    original = job.original(again=again)
+    expected = original.logits(sequences)
     torch.cuda.empty_cache()  # the engine may need what the original held; without a GPU it does nothing
-    ways = ways_of(job, file)
-    alone = [logits_alone(artefact, sequences) for artefact, _ in ways]
-    parity = worst(
-        [
-            measure(artefact, expected, sequences, targets, packed, logits)
-            for (artefact, packed), logits in zip(ways, alone, strict=True)
-        ]
-    )
-    del ways  # as above
+    results = [answers(artefact, sequences, packed) for artefact, packed in ways_of(job, file)]
+    parity, limits = differences(results, expected, targets), limits_of(job.member.precision, job.member.parity)
+    if original.remembered and exceeded(parity, limits):  # A refusal is built on fresh answers.
+        expected = job.original(again=True).logits(sequences)
+        parity = differences(results, expected, targets)
+    alone = [of_each for of_each, *_ in results]
     found = None
     if dtypes_of(job.member).runs_on_cpu:
         looked_at = scanned(sequences, np.stack(alone).sum(axis=0))
@@ -65,7 +63,7 @@ def compare(job: Job[Member], file: str, *, again: bool) -> tuple[dict[str, Any]
         "original_swap": _swap(expected, labels),
         **({} if found is None else {"scanned_sequences": len(looked_at), "activations": found.by_layer()}),
     }
-    return measured, [*_overflow(found), *exceeded(parity, limits_of(job.member.precision, job.member.parity))]
+    return measured, [*_overflow(found), *exceeded(parity, limits)]
 
 
 def ways_of(job: Job[Member], file: str) -> Sequence[Way]:

@@ -17,31 +17,12 @@ from preference_export.artefacts.model import Logits, Model, TokenIds
 #: Limits that hold where the configuration gives none. FP32 differs by rounding only; elsewhere a near tie may flip.
 DEFAULT_LIMITS: dict[Precision, ParityLimits] = {
     "fp32": ParityLimits(
-        max_logit_difference=1e-4,
-        max_probability_difference=1e-5,
-        max_decision_flips=0,
-        max_log_loss_change=1e-5,
+        max_logit_difference=1e-4, max_probability_difference=1e-5, max_decision_flips=0, max_log_loss_change=1e-5
     ),
-    "fp16": ParityLimits(
-        max_logit_difference=5e-2,
-        max_probability_difference=1e-2,
-        max_log_loss_change=5e-4,
-    ),
-    "bf16": ParityLimits(
-        max_logit_difference=2e-1,
-        max_probability_difference=4e-2,
-        max_log_loss_change=2e-3,
-    ),
-    "int8": ParityLimits(
-        max_logit_difference=5e-1,
-        max_probability_difference=1e-1,
-        max_log_loss_change=5e-3,
-    ),
-    "fp8": ParityLimits(
-        max_logit_difference=1.0,
-        max_probability_difference=2e-1,
-        max_log_loss_change=1e-2,
-    ),
+    "fp16": ParityLimits(max_logit_difference=5e-2, max_probability_difference=1e-2, max_log_loss_change=5e-4),
+    "bf16": ParityLimits(max_logit_difference=2e-1, max_probability_difference=4e-2, max_log_loss_change=2e-3),
+    "int8": ParityLimits(max_logit_difference=5e-1, max_probability_difference=1e-1, max_log_loss_change=5e-3),
+    "fp8": ParityLimits(max_logit_difference=1.0, max_probability_difference=2e-1, max_log_loss_change=1e-2),
 }
 #: In a parity record: sentences on what does not reproduce the original model.
 BROKEN = "broken"
@@ -64,19 +45,14 @@ class Parity:
     log_loss_change: float | None = None
 
 
-def measure(
-    artefact: Model,
-    reference: Logits,
-    sequences: Sequence[TokenIds],
-    targets: Sequence[int] | None = None,
-    packed: int = PACKED_SEQUENCES,
-    alone: Logits | None = None,
-) -> Parity:
-    """Compares `artefact` with the original's logits `[sequences, labels]`.
+def measure(artefact: Model, reference: Logits, sequences: Sequence[TokenIds]) -> Parity:
+    """Compares all `answers` of `artefact` with the original's logits `[sequences, labels]`."""
+    return differences([answers(artefact, sequences)], reference)
 
-    Each sequence is asked alone (`alone`, where that was done before), and a few packed together in both orders.
-    """
-    alone = logits_alone(artefact, sequences) if alone is None else alone
+
+def answers(artefact: Model, sequences: Sequence[TokenIds], packed: int = PACKED_SEQUENCES) -> list[Logits]:
+    """Logits `[sequences, labels]` of each sequence asked alone, and then of a few packed together in both orders."""
+    alone = np.concatenate([artefact.logits([ids]) for ids in sequences])
     results = [alone]
     for reverse in (False, True):
         together = alone.copy()
@@ -84,7 +60,12 @@ def measure(
             chosen = pack[::-1] if reverse else pack
             together[chosen] = artefact.logits([sequences[index] for index in chosen])
         results.append(together)
-    return worst([compare(result, reference, targets) for result in results])
+    return results
+
+
+def differences(results: Sequence[Sequence[Logits]], reference: Logits, targets: Sequence[int] | None = None) -> Parity:
+    """The worst of each difference, of all `answers` in each way to run an artefact, from the original's logits."""
+    return worst([compare(each, reference, targets) for way in results for each in way])
 
 
 def compare(logits: Logits, reference: Logits, targets: Sequence[int] | None = None) -> Parity:
@@ -141,11 +122,6 @@ def packs(sequences: Sequence[TokenIds], size: int) -> list[list[int]]:
     ordered = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     count = -(-len(ordered) // size)
     return [ordered[start::count] for start in sorted({0, count - 1})]
-
-
-def logits_alone(artefact: Model, sequences: Sequence[TokenIds]) -> Logits:
-    """Logits `[sequences, labels]`, each sequence asked alone."""
-    return np.concatenate([artefact.logits([ids]) for ids in sequences])
 
 
 def worst(parities: Sequence[Parity]) -> Parity:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from preference_core.artefacts.artefact import Draft
 from preference_core.ensemble.member_tokenizer import tokenizer_of_checkpoint
@@ -44,7 +44,8 @@ def fill(draft: Draft, job: Job[Classifier]) -> None:
     """Measures and writes the ranges of a member on the sample battles."""
     sequences = tokenised(job, checked_sample(job.config))
     ranges = measured_ranges(original_of(job), sequences)
-    save_file({name: ranges[name].contiguous() for name in sorted(ranges)}, draft.folder / RANGES_FILE)
+    content = save({name: ranges[name].contiguous() for name in sorted(ranges)})
+    (draft.folder / RANGES_FILE).write_bytes(content)
     draft.details["sequences"] = len(sequences)
 
 

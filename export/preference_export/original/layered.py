@@ -50,6 +50,7 @@ class LayeredReference:
                 PeftModel.from_pretrained(self._model, readable)
         self._model.eval()
         self._stored = stored
+        torch.set_float32_matmul_precision("highest")  # no TF32, whatever the environment says
         self._device = device_in_use()
         for buffer in self._model.buffers():
             buffer.data = buffer.data.to(self._device)

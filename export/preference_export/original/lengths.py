@@ -11,6 +11,7 @@ class LengthReference:
 
     def __init__(self, buckets: LengthBuckets) -> None:
         self.table = buckets.log_probabilities()
+        self.remembered = False
 
     def logits(self, sequences: Sequence[TokenIds]) -> Logits:
         """Logits `[sequences, labels]` of token ids, one of each sequence."""

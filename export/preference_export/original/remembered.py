@@ -7,13 +7,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from preference_core.artefacts.artefact import Artefact, Draft
 from preference_core.ensemble.settings import Classifier
+from preference_core.errors import SystemFailure
 from preference_export.artefacts.model import Logits, Model, TokenIds
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.job import Job
+from preference_export.engine.runtimes import gpu_architecture
 from preference_export.original.memory import device_in_use
 
 KIND = "original"
@@ -21,20 +23,30 @@ LOGITS_FILE = "logits.safetensors"
 
 
 class RememberedOriginal:
-    """The original model, opened only for what the same files were not asked before, or if it is to answer `again`."""
+    """The original model, opened only for other sequences than the last ones, or if it is to answer `again`."""
 
     def __init__(self, job: Job[Classifier], opened: Callable[[], Model], *, again: bool) -> None:
         self._job, self._opened, self._again = job, opened, again
+        self.remembered = False
 
     def logits(self, sequences: Sequence[TokenIds]) -> Logits:
-        """Logits `[sequences, labels]`."""
+        """Logits `[sequences, labels]`. `SystemFailure` where they are not finite."""
+        artefact = answers(self._job, sequences)
+        self.remembered = not self._again and artefact.current() is not None
+        if self.remembered:
+            known: Logits = load_file(artefact.folder / LOGITS_FILE)["logits"]
+            return known
+        logits = self._opened().logits(sequences)
+        if not np.isfinite(logits).all():
+            raise SystemFailure(
+                f"The original model of `{self._job.member.name}` answers with logits that are not finite",
+                hint="Look at its weights and those of its adapter: nothing can be compared with it.",
+            )
 
         def fill(draft: Draft) -> None:
-            save_file({"logits": self._opened().logits(sequences)}, draft.folder / LOGITS_FILE)
+            (draft.folder / LOGITS_FILE).write_bytes(save({"logits": logits}))
 
-        artefact = answers(self._job, sequences)
-        self._job.make(artefact, fill, again=self._again)
-        logits: Logits = load_file(artefact.folder / LOGITS_FILE)["logits"]
+        self._job.make(artefact, fill, again=True)
         return logits
 
 
@@ -49,6 +61,6 @@ def answers(job: Job[Classifier], sequences: Sequence[TokenIds]) -> Artefact:
         "base_rounding": job.member.base_rounding,
         "labels": len(job.config.labels),
         "sequences": ids.hexdigest(),
-        "device": device_in_use(),
+        "device": [device_in_use(), gpu_architecture(job.member)],
     }
     return Artefact(job.config.folders.original(job.member.name), KIND, made_from, versions())

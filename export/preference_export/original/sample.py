@@ -60,7 +60,7 @@ def sample_of(config: Config) -> Path:
 
 
 def _read_sample(path: Path, labels: Sequence[str], count: int) -> Sample:
-    lengths = list(read_each(path, _characters))
+    lengths = list(read_each(path, lambda row: sum(len(str(row.get(field) or "")) for field in FIELDS)))
     if not lengths:
         raise UserError(f"`{path}` holds no battles")
     by_length = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
@@ -87,7 +87,3 @@ def _is_labelled(path: Path, row: RawRow, labels: Sequence[str]) -> bool:
         columns = [str(column) for column in row if column not in labels]
         raise ConfigError(f"`{path}` has no column `{missing[0]}`, but other labels", hint=nearest(missing[0], columns))
     return False
-
-
-def _characters(row: RawRow) -> int:
-    return sum(len(str(row.get(field) or "")) for field in FIELDS)

@@ -39,6 +39,7 @@ class Reference:
             else:
                 self.model = next(models, None) or _base(base, False, labels, stored)
             self.model.eval()
+        torch.set_float32_matmul_precision("highest")  # no TF32, whatever the environment says
         self.device = _device_for(self.model)
         self.model.to(self.device)
 
@@ -54,7 +55,7 @@ class Reference:
 
 
 def _device_for(model: nn.Module) -> str:
-    """The GPU in use where the model fits there, else the CPU. TF32 stays off, as torch has it."""
+    """The GPU in use where the model fits there, else the CPU."""
     size_bytes = sum(parameter.nbytes for parameter in model.parameters())
     return "cuda" if device_in_use() == "cuda" and fits(size_bytes, "cuda") else "cpu"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -22,7 +22,7 @@ from preference_training.fit.encoding import collate
 from preference_training.fit.model import pooled_states
 from preference_training.fit.recipe import Recipe
 
-STATES_FILE = "probe.safetensors"
+STATES_FILE = "probe.npy"
 _ITERATIONS = 500
 
 
@@ -48,7 +48,7 @@ def probe_states(
     `Interrupted`; a run that finds it there reads on. Raises `SystemFailure` where states are not finite.
     """
     device = next(model.parameters()).device
-    read = [load_file(file)["states"]] if file.exists() else []
+    read = [torch.from_numpy(np.load(file, allow_pickle=False))] if file.exists() else []
     known, saved_at = sum(map(len, read)), monotonic()
     model.eval()
     for number, examples in enumerate(batches, 1):
@@ -88,8 +88,8 @@ def probe_head(model: PeftModel, states: Tensor, batches: Sequence[Sequence[Exam
 
 def _save(read: list[Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(file) as part:
-        save_file({"states": torch.cat(read)}, part)
+    with replaced_file(file) as part, part.open("wb") as opened:
+        np.save(opened, torch.cat(read).numpy(), allow_pickle=False)
 
 
 def logistic_regression(states: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:
