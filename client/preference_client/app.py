@@ -191,7 +191,8 @@ def _score_file(
                     raise _incomplete_submission(outcome)
                 journal.add(outcome)
                 progress.update(counts)
-    _finish()
+    for number in STOP_SIGNALS:  # Every row is scored: files take their places, whatever signal arrives now.
+        signal.signal(number, signal.SIG_IGN)
     journal.finish()
 
 
@@ -266,9 +267,3 @@ def _stopped_by_signals(output: Path) -> Iterator[_Stopping]:
             if isinstance(error, SystemFailure) or (stopping.journal is not None and stopping.journal.kept):
                 error.hint = " ".join(filter(None, (error.hint, stopping.resumable())))
             raise
-
-
-def _finish() -> None:
-    """Every row is scored: files take their places, whatever signal arrives now."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -76,11 +76,9 @@ def row_of(item: Battle | Mapping[str, Any] | Row, number: int, invalid_text: In
         return item
     if isinstance(item, Battle):
         return Row(str(number), item)
+    identity = str(number)
     try:
         identity = text_of_id(item.get(ID_COLUMN, number))
-    except UserError as error:
-        return Row(str(number), error)
-    try:
         return Row(identity, battle_from_row(item, invalid_text))
     except UserError as error:
         return Row(identity, error)

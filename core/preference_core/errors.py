@@ -86,8 +86,6 @@ class UserError(PreferenceError):
 class SystemFailure(PreferenceError):
     """The machine, the server or a file system failed: exit code 1."""
 
-    exit_code = 1
-
 
 class ConfigError(UserError):
     """A configuration file is unreadable, incomplete or contradicts itself."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from preference_core.battles.template import PRESETS
 from preference_core.battles.tokenisation import TOKENIZER_FILE
-from preference_core.ensemble.locations import HEAD, is_hub_id, read_json
+from preference_core.ensemble.locations import HEAD, Checkpoint, is_hub_id, read_json
 from preference_core.ensemble.member_tokenizer import TOKENIZER_SETTINGS, has_tokenizer, settings_of_checkpoint
 from preference_core.ensemble.published import BASES
 from preference_core.ensemble.settings import LABELS_THREE_WAY, Classifier, Config
@@ -26,6 +26,7 @@ from preference_export.checkpoint.adapter import check_folder
 from preference_export.checkpoint.adapter_names import CONFIG, brought_by
 from preference_export.checkpoint.files import TensorFiles
 from preference_export.checkpoint.head_labels import are_given, names_of
+from preference_export.checkpoint.tokenizer_check import around_of, auto_tokenizer
 
 FILL_IN = "FILL IN"
 #: Where nothing says how long the texts of training were.
@@ -307,9 +308,6 @@ def _template(found: Found, tokens: tuple[int, str]) -> tuple[str | None, str, s
 
 
 def _automatic(folder: Path) -> dict[str, Any]:
-    from preference_core.ensemble.locations import Checkpoint
-    from preference_export.checkpoint.tokenizer_check import around_of, auto_tokenizer
-
     try:
         return {"`AutoTokenizer`": around_of(auto_tokenizer(Checkpoint(folder, str(folder))))}
     except ArtefactError:  # an export says so

@@ -28,7 +28,6 @@ from preference_training.synthetic.generate import (
     make_base,
     make_battles,
     make_source,
-    source_stage,
 )
 from preference_training.terminal.messages import is_up_to_date, make_stage, say
 from preference_training.terminal.options import ConfigPath
@@ -60,10 +59,10 @@ def generate_command(config: ConfigPath) -> None:
     battles = generation.battles
     if battles is None:
         raise UserError(f"`{config}` asks for nothing to generate: it has no `[training.battles]`")
-    if generation.split is None:
-        make_stage(battles_stage(settings, battles), lambda folder: make_battles(folder, battles, has_ties(settings)))
-    else:
-        make_stage(source_stage(settings, battles), lambda folder: make_source(folder, battles, has_ties(settings)))
+    to_be_split = generation.split is not None
+    make = make_source if to_be_split else make_battles
+    stage = battles_stage(settings, battles, to_be_split=to_be_split)
+    make_stage(stage, lambda folder: make(folder, battles, has_ties(settings)))
     for member in chosen_members(settings, None, Classifier):
         base = generation.tiny.get(member.name)
         if base is not None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -145,13 +145,11 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify(
-    folder: Path, *, kind: str | None = None, below: str = "", report: Callable[[str, int], None] | None = None
-) -> Manifest:
+def verify(folder: Path, *, kind: str | None = None, below: str = "") -> Manifest:
     """Checks everything in `folder` (or in its sub-folder `below`) against the manifest; returns the manifest.
 
     Raises `ArtefactError` naming the first file or folder that is missing, changed or unlisted, or when the manifest is
-    of another `kind`. `report(name, bytes)` is called after each file, for progress bars.
+    of another `kind`.
     """
     manifest = read_manifest(folder)
     if kind is not None and manifest.kind != kind:
@@ -179,8 +177,6 @@ def verify(
             raise ArtefactError(
                 f"`{folder / name}` was changed: its SHA-256 is {digest}, its manifest says {record.sha256}", hint=hint
             )
-        if report is not None:
-            report(name, size)
     empty = {path.relative_to(folder).as_posix() for path in contents_of(root).empty_folders}
     listed_empty = {name for name in manifest.empty_folders if _is_below(name, below)}
     for name in sorted(empty - listed_empty):

@@ -127,17 +127,11 @@ def _turns_of_value(value: Any, field: str) -> Turns:
 
 
 def _clean(turn: str, field: str, invalid_text: InvalidText) -> str:
-    readable = "\0" not in turn if turn.isascii() else UNREADABLE.search(turn) is None
-    if readable:
+    found = None if turn.isascii() and "\0" not in turn else UNREADABLE.search(turn)
+    if found is None:
         return turn
     if invalid_text == "replace":
         return UNREADABLE.sub(REPLACEMENT_CHARACTER, turn)
-    raise _unreadable(turn, field)
-
-
-def _unreadable(turn: str, field: str) -> BattleError:
-    found = UNREADABLE.search(turn)
-    assert found is not None
     character = found.group()
     what = "a NUL character" if character == "\0" else f"a lone surrogate (U+{ord(character):04X})"
-    return BattleError(field, f"holds {what} at character {found.start()}", hint="Remove it, or replace it by U+FFFD.")
+    raise BattleError(field, f"holds {what} at character {found.start()}", hint="Remove it, or replace it by U+FFFD.")

@@ -144,13 +144,11 @@ class BattleTokenizer:
             return self._last_turns(battle)
         if policy == "spread":
             return self._spread(texts)
-        if policy == "left":
-            return self._cut_joined(texts, from_left=True)
         if policy == "middle":
             return self._middle(texts)
         if policy == "longest_first":
-            return self._longest_first(texts)
-        return self._cut_joined(texts)
+            return self._cut_joined(*self._fitted(texts, (1, 1, 1), lambda shortened: shortened))
+        return self._cut_joined(texts, from_left=policy == "left")
 
     def _cut_joined(
         self, texts: Mapping[str, str], already_dropped: Sequence[int] = (0, 0, 0), from_left: bool = False
@@ -186,8 +184,7 @@ class BattleTokenizer:
         for name in FIELDS:
             budget = truncation.budget(name, self.settings.max_tokens)
             encoded = self._window.prefix(texts[name], budget)
-            count = encoded.total_tokens(len(texts[name]))
-            if count <= budget:
+            if encoded.total_tokens <= budget:
                 cut[name] = texts[name]
                 dropped.append(0)
                 continue
@@ -195,11 +192,7 @@ class BattleTokenizer:
             tail = self._window.suffix(texts[name], budget - head)
             tail_start = int(tail.offsets[len(tail.ids) - (budget - head), 0])
             cut[name] = encoded.head(texts[name], head) + truncation.mark + texts[name][tail_start:]
-            dropped.append(count - budget)
-        return self._cut_joined(cut, dropped)
-
-    def _longest_first(self, texts: Mapping[str, str]) -> TokenisedBattle:
-        cut, dropped = self._fitted(texts, (1, 1, 1), lambda shortened: shortened)
+            dropped.append(encoded.total_tokens - budget)
         return self._cut_joined(cut, dropped)
 
     def _last_turns(self, battle: Battle) -> TokenisedBattle:
@@ -218,10 +211,8 @@ class BattleTokenizer:
             return {name: self.template.turn_separator.join((shortened[name], rest[name])) for name in FIELDS}
 
         cut, dropped = self._fitted(overflowing, (1, 2, 2), joined)
-        earlier = {
-            name: self.template.turn_separator.join(getattr(battle, name)[: turns - kept - 1]) for name in FIELDS
-        }
-        gone = [self._count(earlier[name]) for name in FIELDS]
+        earlier = (self.template.turn_separator.join(getattr(battle, name)[: turns - kept - 1]) for name in FIELDS)
+        gone = [self._window.prefix(text, self._room).total_tokens for text in earlier]
         return self._cut_joined(joined(cut), [d + g for d, g in zip(dropped, gone, strict=True)])
 
     def _fitted(
@@ -232,10 +223,8 @@ class BattleTokenizer:
     ) -> tuple[Mapping[str, str], list[int]]:
         """Shortens `texts` from their ends so that `joined` of them fits; room is shared in the ratio `shares`."""
         encoded = {name: self._window.prefix(texts[name], self._room) for name in FIELDS}
-        totals = [encoded[name].total_tokens(len(texts[name])) for name in FIELDS]
+        totals = [encoded[name].total_tokens for name in FIELDS]
         available = max(self._room - self._tokens(joined(dict.fromkeys(FIELDS, ""))), 0)
-        cut: Mapping[str, str] = texts
-        kept = totals
         for _ in range(_FITTING_ROUNDS):
             kept = shared(totals, shares, available)
             cut = {name: encoded[name].head(texts[name], n) for name, n in zip(FIELDS, kept, strict=True)}
@@ -249,9 +238,6 @@ class BattleTokenizer:
         """Tokens of the joined text: exact up to the room there is, and above it whenever the text does not fit."""
         return len(self._window.prefix(self.template.join(texts), self._room).ids)
 
-    def _count(self, text: str) -> int:
-        return self._window.prefix(text, self._room).total_tokens(len(text))
-
     def _spread(self, texts: Mapping[str, str]) -> TokenisedBattle:
         parts: list[npt.NDArray[np.int32]] = []
         dropped = []
@@ -261,7 +247,7 @@ class BattleTokenizer:
             room = self.settings.truncation.budget(piece.field, self.settings.max_tokens) - self._specials
             encoded = self._window.prefix(text, room)
             parts += [self._prefix, encoded.ids[:room], self._suffix]
-            dropped.append(max(encoded.total_tokens(len(text)) - room, 0))
+            dropped.append(max(encoded.total_tokens - room, 0))
         return TokenisedBattle(np.concatenate(parts), _three(dropped))
 
     def _check_budgets(self) -> None:

@@ -62,9 +62,10 @@ class Encoded:
         """Estimated tokens of `characters` more characters, at this window's ratio, rounded up."""
         return math.ceil(characters * len(self.ids) / max(self.end - self.start, 1))
 
-    def total_tokens(self, characters: int) -> int:
-        """Tokens of a text of `characters` characters: exact if it was encoded whole, else estimated."""
-        return len(self.ids) + self.tokens_of_characters(characters - (self.end - self.start))
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole text: exact if it was encoded whole, else estimated."""
+        return len(self.ids) + self.tokens_of_characters(self.length - (self.end - self.start))
 
 
 class Window:

@@ -26,7 +26,10 @@ def request_of(body: bytes, json_bytes: int, model: str, version: str) -> Any:
     """The `ModelInferRequest` for a body whose first `json_bytes` are JSON and the rest binary input, end to end."""
     if json_bytes > MAX_JSON_BYTES:
         raise invalid(f"The JSON has {json_bytes} bytes, the limit is {MAX_JSON_BYTES}; send long texts by gRPC")
-    table = _object(_loaded(body[:json_bytes]), "request")
+    try:
+        table = _object(json.loads(body[:json_bytes]), "request")
+    except (ValueError, RecursionError) as error:
+        raise invalid("The body is not JSON") from error
     binary = memoryview(body)[json_bytes:]
     request = service_pb2.ModelInferRequest(
         model_name=model, model_version=version, id=_text(table.pop("id", ""), "id")
@@ -114,13 +117,6 @@ def _take_parameters(table: Any, target: Any) -> None:
                 ParseDict({kind: value if kind != "string_param" else str(value)[:100]}, target[name[:100]])
             except ParseError as error:
                 raise invalid(f"The value of the parameter {shown(name)} cannot be read") from error
-
-
-def _loaded(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise invalid("The body is not JSON") from error
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

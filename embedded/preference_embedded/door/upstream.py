@@ -96,7 +96,6 @@ class Upstream:
 
     def __init__(self, url: str, ensembles: Sequence[str], size: ProbeSize) -> None:
         self.ensembles: Mapping[str, Ensemble] = {}
-        self.under_way = 0
         self._names = ensembles
         self._size = size
         self._channel = grpc.aio.insecure_channel(url, options=OPTIONS)
@@ -132,7 +131,6 @@ class Upstream:
         self._serial += 1
         serial = self._serial
         self._pulse.sent(serial, ensemble)
-        self.under_way += 1
         try:
             answer: bytes = await self._infer(request)
             self._has_answered(ensemble)
@@ -142,7 +140,6 @@ class Upstream:
                 self._has_answered(ensemble)
             raise
         finally:
-            self.under_way -= 1
             self._pulse.waiting.pop(serial, None)
 
     def _has_answered(self, ensemble: str) -> None:

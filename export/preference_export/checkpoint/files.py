@@ -3,7 +3,7 @@
 Only safetensors are read: pickle weights can run code. It does not know what the tensors mean, nor which there must be.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,9 @@ class StoredTensor:
 class TensorFiles:
     """The tensors of one checkpoint, by name. Nothing is held open or in memory between reads."""
 
+    #: Names of tensors that are changed as a whole when they are read; others are stored as they are.
+    whole: Container[str] = ()
+
     def __init__(self, folder: Path, weights: str = BASE_WEIGHTS) -> None:
         """Reads the headers of `folder/weights`, or of the shards that `folder/weights.index.json` lists."""
         self.folder = folder
@@ -58,9 +61,12 @@ class TensorFiles:
         return tensor
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The same tensor in blocks of rows of at most `BLOCK_BYTES`, so that memory stays flat for any size."""
+        """The same tensor in blocks of rows of at most `BLOCK_BYTES`, so that memory stays flat for any size.
+
+        One of `whole` comes in one block.
+        """
         stored = self.tensors[name]
-        if len(stored.shape) < 2:
+        if len(stored.shape) < 2 or name in self.whole:
             yield self.read(name)
             return
         row_bytes = 4 * max(1, torch.Size(stored.shape[1:]).numel())

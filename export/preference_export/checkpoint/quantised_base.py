@@ -5,7 +5,6 @@ needed. It does not know what a tensor is for.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,7 @@ class QuantisedFiles(TensorFiles):
                 self._add_four_bit(name)
             elif name.endswith(EIGHT_BIT_SCALES):
                 self._add_eight_bit(name)
+        self.whole = self._four_bit.keys() | self._eight_bit
 
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor, dequantised."""
@@ -61,13 +61,6 @@ class QuantisedFiles(TensorFiles):
             scales = self._stored.read(name.removesuffix(".weight") + EIGHT_BIT_SCALES)
             return dequantised_8bit(self._stored.read(name), scales)
         return self._stored.read(name)
-
-    def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The same tensor; a quantised one comes whole, one that is not in blocks of rows."""
-        if name in self._four_bit or name in self._eight_bit:
-            yield self.read(name)
-        else:
-            yield from self._stored.blocks(name)
 
     def _add_four_bit(self, state_name: str) -> None:
         name, _, kind = state_name.partition(FOUR_BIT_STATE)

@@ -5,7 +5,7 @@ original weights it corrects errors that are not there; merged into the rounded 
 Which of the two predicts better is for the gate to measure, and not decided here.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -32,20 +32,13 @@ class RoundedFiles(TensorFiles):
     def __init__(self, folder: Path, rounding: Rounding, linear_modules: Iterable[str]) -> None:
         super().__init__(folder)
         names = {f"{module}.weight" for module in linear_modules} - {HEAD}
-        self.rounded = {self.stored_name(name) for name in names} & self.tensors.keys()
+        self.whole = self.rounded = {self.stored_name(name) for name in names} & self.tensors.keys()
         self.rounding = rounding
 
     def read(self, name: str) -> torch.Tensor:
         """One whole tensor, in its stored dtype."""
         tensor = super().read(name)
         return ROUNDINGS[self.rounding](tensor) if name in self.rounded else tensor
-
-    def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The same tensor; a rounded one comes whole, because it may be rounded as a whole."""
-        if name in self.rounded:
-            yield self.read(name)
-        else:
-            yield from super().blocks(name)
 
 
 def open_base(folder: Path, config: object, rounding: Rounding, linear_modules: Iterable[str]) -> TensorFiles:

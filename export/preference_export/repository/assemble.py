@@ -177,15 +177,8 @@ def roll_back(config: Config) -> int:
 
 def write_sources(config: Config, output: Path) -> list[Path]:
     """Writes what the repository of `config` holds without engines and tokenizers: configurations and programs."""
-    written = []
-    for name, part in _sources(config).items():
-        path = output / name.replace(VERSION, "1")
-        if path.name == COMBINATION_FILE:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(part.text or "", encoding="utf-8")
-        written.append(path)
-    return written
+    parts = {name: part for name, part in _sources(config).items() if not name.endswith(COMBINATION_FILE)}
+    return [output / name for name in _write(output, parts, version=1)]
 
 
 def _sources(config: Config) -> dict[str, Part]:

@@ -4,6 +4,7 @@ All names come from `preference_core.tensors`. It writes no files, and does not 
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf import text_format
@@ -30,8 +31,8 @@ def model_configs(config: Config) -> dict[str, Any]:
         *(member_config(config, member) for member in config.members),
         combine_config(config, symmetric=False),
         combine_config(config, symmetric=True),
-        ensemble_config(config),
-        symmetric_ensemble_config(config),
+        ensemble_config(config, symmetric=False),
+        ensemble_config(config, symmetric=True),
     ]
     return {message.name: message for message in messages}
 
@@ -51,7 +52,7 @@ def tokenize_config(config: Config) -> Any:
     for tensor in tensors.BATTLE_INPUTS:
         _input(message, tensor, ragged=True)
     for member in config.members:
-        _output(message, _renamed(tensors.INPUT_IDS, tensors.member_input_ids(member.name)))
+        _output(message, replace(tensors.INPUT_IDS, name=tensors.member_input_ids(member.name)))
     _output(message, tensors.token_counts(members))
     _output(message, tensors.dropped_tokens(members))
     _output(message, tensors.SPECIAL_CASE)
@@ -108,7 +109,7 @@ def combine_config(config: Config, *, symmetric: bool) -> Any:
     logits = tensors.logits(len(config.labels))
     for order in tensors.ORDERS if symmetric else (None,):
         for member in config.members:
-            _input(message, _renamed(logits, tensors.member_logits(member.name, order)))
+            _input(message, replace(logits, name=tensors.member_logits(member.name, order)))
     _input(message, tensors.SPECIAL_CASE)
     _input(message, tensors.weights(len(config.members)))
     for tensor in _predictions(config):
@@ -117,25 +118,28 @@ def combine_config(config: Config, *, symmetric: bool) -> Any:
     return message
 
 
-def ensemble_config(config: Config) -> Any:
-    """tokenize -> every engine at once -> combine."""
-    message = _ensemble(config, tensors.ENSEMBLE)
-    members = [member.name for member in config.members]
-    _tokenize_step(message, members, tensors.BATTLE_INPUTS, None, describing=True)
-    _engine_steps(message, members, config, None)
-    _combine_step(message, members, config, tensors.COMBINE, (None,))
-    return message
+def ensemble_config(config: Config, *, symmetric: bool) -> Any:
+    """tokenize -> every engine at once -> combine; if symmetric, also for the battle with its responses exchanged.
 
-
-def symmetric_ensemble_config(config: Config) -> Any:
-    """The same for the battle as given and with its responses exchanged. Token counts are those of the former."""
-    message = _ensemble(config, tensors.ENSEMBLE_SYMMETRIC)
+    Token counts are those of the battle as given.
+    """
+    message = _ensemble(config, tensors.ENSEMBLE_SYMMETRIC if symmetric else tensors.ENSEMBLE)
     members = [member.name for member in config.members]
     exchanged = (tensors.PROMPT, tensors.RESPONSE_B, tensors.RESPONSE_A)
-    for order, inputs in zip(tensors.ORDERS, (tensors.BATTLE_INPUTS, exchanged), strict=True):
-        _tokenize_step(message, members, inputs, order, describing=order == tensors.ORDERS[0])
-        _engine_steps(message, members, config, order)
-    _combine_step(message, members, config, tensors.COMBINE_SYMMETRIC, tensors.ORDERS)
+    orders: tuple[str | None, ...] = tensors.ORDERS if symmetric else (None,)
+    for order, inputs in zip(orders, (tensors.BATTLE_INPUTS, exchanged), strict=False):
+        _tokenize_step(message, members, inputs, order, describing=order == orders[0])
+        for member in members:
+            step = message.ensemble_scheduling.step.add(model_name=member, model_version=-1)
+            step.input_map[tensors.INPUT_IDS.name] = tensors.member_input_ids(member, order)
+            step.output_map[tensors.logits(len(config.labels)).name] = tensors.member_logits(member, order)
+    combine = tensors.COMBINE_SYMMETRIC if symmetric else tensors.COMBINE
+    step = message.ensemble_scheduling.step.add(model_name=combine, model_version=-1)
+    logits = [tensors.member_logits(member, order) for order in orders for member in members]
+    for name in (*logits, tensors.SPECIAL_CASE.name, tensors.weights(len(members)).name):
+        step.input_map[name] = name
+    for tensor in _predictions(config):
+        step.output_map[tensor.name] = tensor.name
     return message
 
 
@@ -154,27 +158,6 @@ def _tokenize_step(
     if describing:
         for tensor in (tensors.token_counts(0), tensors.dropped_tokens(0), tensors.SPECIAL_CASE):
             step.output_map[tensor.name] = tensor.name
-
-
-def _engine_steps(message: Any, members: Iterable[str], config: Config, order: str | None) -> None:
-    for member in members:
-        step = message.ensemble_scheduling.step.add(model_name=member, model_version=-1)
-        step.input_map[tensors.INPUT_IDS.name] = tensors.member_input_ids(member, order)
-        step.output_map[tensors.logits(len(config.labels)).name] = tensors.member_logits(member, order)
-
-
-def _combine_step(
-    message: Any, members: Iterable[str], config: Config, model: str, orders: Iterable[str | None]
-) -> None:
-    step = message.ensemble_scheduling.step.add(model_name=model, model_version=-1)
-    members = list(members)
-    for order in orders:
-        for member in members:
-            step.input_map[tensors.member_logits(member, order)] = tensors.member_logits(member, order)
-    for tensor in (tensors.SPECIAL_CASE, tensors.weights(len(members))):
-        step.input_map[tensor.name] = tensor.name
-    for tensor in _predictions(config):
-        step.output_map[tensor.name] = tensor.name
 
 
 def _ensemble(config: Config, name: str) -> Any:
@@ -208,10 +191,6 @@ def _model(config: Config, name: str, *, backend: str = "", platform: str = "") 
 def _predictions(config: Config) -> tuple[Tensor, Tensor]:
     labels = len(config.labels)
     return tensors.probabilities(labels), tensors.member_probabilities(len(config.members), labels)
-
-
-def _renamed(tensor: Tensor, name: str) -> Tensor:
-    return Tensor(name, tensor.dtype, tensor.dims, tensor.optional)
 
 
 def _input(message: Any, tensor: Tensor, *, ragged: bool = False) -> None:

@@ -73,15 +73,9 @@ def report_of(name: str, result: Evaluation) -> str:
 
 def _figures(result: Evaluation) -> list[Figure]:
     ensemble = _score_named(result, ENSEMBLE)
-    figures = [_figure("log loss", ensemble.log_loss)]
-    if ensemble.accuracy is not None and ensemble.calibration_error is not None:
-        figures += [
-            _figure("accuracy", ensemble.accuracy, percent=True),
-            _figure("calibration error", ensemble.calibration_error, percent=True),
-        ]
-    if ensemble.gain is not None:
-        figures.append(_figure("below the class prior", ensemble.gain))
-    return figures
+    shares = {"accuracy": ensemble.accuracy, "calibration error": ensemble.calibration_error}
+    numbers = {"log loss": ensemble.log_loss, **shares, "below the class prior": ensemble.gain}
+    return [_figure(name, found, percent=name in shares) for name, found in numbers.items() if found is not None]
 
 
 def _figure(name: str, estimate: Estimate, percent: bool = False) -> Figure:

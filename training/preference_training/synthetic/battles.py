@@ -7,13 +7,13 @@ It knows nothing of files (`rows`) or tokenizers.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 from preference_training.battles.turns import RawTurns
-from preference_training.synthetic.lexicon import Lexicon, Phrases, lexicon
+from preference_training.synthetic.lexicon import Edges, Lexicon, Phrases, lexicon
 
 Quality = Literal["refusal", "vague", "stray", "helpful", "structured"]
 
@@ -43,6 +43,10 @@ ENGLISH_SHARE, CODE_SHARE = 0.80, 0.08
 
 #: One battle in this many is an edge case, each kind in turn, so that every file of some hundred rows holds them all.
 EDGE_CASE_EVERY = 25
+EdgeCase = Literal[
+    "null turn", "empty text", "no turns", "identical responses", "emoji", "special token", "awkward text"
+]
+EDGE_CASES: tuple[EdgeCase, ...] = get_args(EdgeCase)
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,7 @@ def generate(count: int, seed: int, split: str, ties: bool = True) -> Iterator[G
         random = Random(f"{seed}/{split}/{index}")
         battle = _battle(random, words, identity=_identity(seed, split, index))
         if index % EDGE_CASE_EVERY == EDGE_CASE_EVERY - 1:
-            kinds = list(EDGE_CASES)
-            battle = EDGE_CASES[kinds[index // EDGE_CASE_EVERY % len(kinds)]](battle, random, words)
+            battle = _edge_case(EDGE_CASES[index // EDGE_CASE_EVERY % len(EDGE_CASES)], battle, random, words.edges)
         label = random.choices(range(3), decided(battle.probabilities, ties))[0]
         yield replace(battle, label=label)
 
@@ -196,42 +199,22 @@ def _filled(random: Random, words: Lexicon, subject: str, pattern: str) -> str:
     return pattern[0].upper() + pattern[1:]
 
 
-def _null_turn(battle: GeneratedBattle, random: Random, words: Lexicon) -> GeneratedBattle:
-    return replace(battle, response_b=(None, *battle.response_b[1:]), worth_b=WORTH_OF_NO_ANSWER)
-
-
-def _empty_text(battle: GeneratedBattle, random: Random, words: Lexicon) -> GeneratedBattle:
-    return replace(battle, response_a=("", *battle.response_a[1:]), worth_a=WORTH_OF_NO_ANSWER)
-
-
-def _no_turns(battle: GeneratedBattle, random: Random, words: Lexicon) -> GeneratedBattle:
-    return replace(battle, prompt=(), response_a=(), response_b=(), worth_a=0.0, worth_b=0.0)
-
-
-def _identical(battle: GeneratedBattle, random: Random, words: Lexicon) -> GeneratedBattle:
-    return replace(battle, response_b=battle.response_a, worth_b=battle.worth_a)
-
-
-def _emoji(battle: GeneratedBattle, random: Random, words: Lexicon) -> GeneratedBattle:
-    last = f"{battle.response_a[-1]} {random.choice(words.edges.emoji)}"
-    return replace(battle, response_a=(*battle.response_a[:-1], last))
-
-
-def _special_token(battle: GeneratedBattle, random: Random, words: Lexicon) -> GeneratedBattle:
-    last = f"{battle.response_b[-1]} {random.choice(words.edges.special_tokens)}"
-    return replace(battle, response_b=(*battle.response_b[:-1], last))
-
-
-def _awkward(battle: GeneratedBattle, random: Random, words: Lexicon) -> GeneratedBattle:
-    return replace(battle, prompt=(f"{random.choice(words.edges.awkward)} {battle.prompt[0]}", *battle.prompt[1:]))
-
-
-EDGE_CASES: dict[str, Callable[[GeneratedBattle, Random, Lexicon], GeneratedBattle]] = {
-    "null turn": _null_turn,
-    "empty text": _empty_text,
-    "no turns": _no_turns,
-    "identical responses": _identical,
-    "emoji": _emoji,
-    "special token": _special_token,
-    "awkward text": _awkward,
-}
+def _edge_case(kind: EdgeCase, battle: GeneratedBattle, random: Random, edges: Edges) -> GeneratedBattle:
+    """The battle as one of `EDGE_CASES`."""
+    a, b = battle.response_a, battle.response_b
+    match kind:
+        case "null turn":
+            return replace(battle, response_b=(None, *b[1:]), worth_b=WORTH_OF_NO_ANSWER)
+        case "empty text":
+            return replace(battle, response_a=("", *a[1:]), worth_a=WORTH_OF_NO_ANSWER)
+        case "no turns":
+            return replace(battle, prompt=(), response_a=(), response_b=(), worth_a=0.0, worth_b=0.0)
+        case "identical responses":
+            return replace(battle, response_b=a, worth_b=battle.worth_a)
+        case "emoji":
+            return replace(battle, response_a=(*a[:-1], f"{a[-1]} {random.choice(edges.emoji)}"))
+        case "special token":
+            return replace(battle, response_b=(*b[:-1], f"{b[-1]} {random.choice(edges.special_tokens)}"))
+        case "awkward text":
+            first, *others = battle.prompt
+            return replace(battle, prompt=(f"{random.choice(edges.awkward)} {first}", *others))

@@ -75,16 +75,11 @@ def generation_of(config: Config) -> Generation:
     return generation
 
 
-def battles_stage(config: Config, counts: BattleCounts) -> Stage:
-    """The folder of `train.csv`, `validation.csv` and `test.csv`."""
+def battles_stage(config: Config, counts: BattleCounts, *, to_be_split: bool = False) -> Stage:
+    """The folder of `train.csv`, `validation.csv` and `test.csv`; of the one file, where that is `to_be_split`."""
     made_from = {"code": BATTLES_VERSION, "battles": plain(counts), "ties": has_ties(config)}
-    return Stage(config.folders.data, "battles", made_from)
-
-
-def source_stage(config: Config, counts: BattleCounts) -> Stage:
-    """The folder of that file."""
-    made_from = {"code": BATTLES_VERSION, "battles": plain(counts), "ties": has_ties(config)}
-    return Stage(config.folders.source.parent, "source", made_from)
+    folder, kind = (config.folders.source.parent, "source") if to_be_split else (config.folders.data, "battles")
+    return Stage(folder, kind, made_from)
 
 
 def make_source(folder: Path, counts: BattleCounts, ties: bool = True) -> dict[str, Any]:
