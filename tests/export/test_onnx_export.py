@@ -80,7 +80,10 @@ def test_a_traced_graph_is_optimised_as_by_onnxscripts_whole_optimiser(tracer, m
     traced = tracer.of(architecture)
     monkeypatch.setattr(write, "_optimise", onnxscript.optimizer.optimize_ir)
     whole = write.graph_of(write.classifier_without_data(tracer.description(traced.base), make.labels), make.labels)
-    assert onnx_ir.to_proto(traced.graph) == onnx_ir.to_proto(whole)
+    ours, theirs = (onnx_ir.to_proto(model).graph for model in (traced.graph, whole))
+    assert ours.node == theirs.node
+    assert ours.input == theirs.input
+    assert ours.output == theirs.output
 
 
 def test_inputs_and_output_are_those_of_the_contract_and_packed(graph, make):
