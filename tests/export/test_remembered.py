@@ -135,7 +135,7 @@ def test_all_that_decides_the_answers_is_part_of_what_they_are_made_from(project
         case "labels":
             job.config = replace(job.config, labels=("model_a", "model_b"))
         case "GPU":
-            monkeypatch.setattr(remembered, "gpu_architecture", lambda member: "sm_90")
+            monkeypatch.setattr(remembered, "name_of_device", lambda: "NVIDIA H100")
         case "versions":
             monkeypatch.setattr(remembered, "versions", lambda: {"torch": "2.0"})
     after = remembered.answers(job, sequences)

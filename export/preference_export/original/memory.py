@@ -15,6 +15,11 @@ def device_in_use() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def name_of_device() -> str:
+    """The name of the GPU in use, else `cpu`."""
+    return torch.cuda.get_device_name() if device_in_use() == "cuda" else "cpu"
+
+
 def fits(size_bytes: int, device: str) -> bool:
     """Whether so much fits into the free memory of `device` (`cuda` or `cpu`), with room to work in."""
     free: int = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()

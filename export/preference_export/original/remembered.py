@@ -15,8 +15,7 @@ from preference_core.errors import SystemFailure
 from preference_export.artefacts.model import Logits, Model, TokenIds
 from preference_export.artefacts.versions import versions
 from preference_export.checkpoint.job import Job
-from preference_export.engine.runtimes import gpu_architecture
-from preference_export.original.memory import device_in_use
+from preference_export.original.memory import name_of_device
 
 KIND = "original"
 LOGITS_FILE = "logits.safetensors"
@@ -61,6 +60,6 @@ def answers(job: Job[Classifier], sequences: Sequence[TokenIds]) -> Artefact:
         "base_rounding": job.member.base_rounding,
         "labels": len(job.config.labels),
         "sequences": ids.hexdigest(),
-        "device": [device_in_use(), gpu_architecture(job.member)],
+        "device": name_of_device(),
     }
     return Artefact(job.config.folders.original(job.member.name), KIND, made_from, versions())
