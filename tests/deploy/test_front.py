@@ -315,9 +315,10 @@ def test_the_log_has_a_line_for_each_request_that_failed_and_none_of_its_text(fr
     assert status_of(front, request_for(prompt="not to be logged")) == "OK"
     assert status_of(front, request_for(prompt="not to be logged"), certificate=False) == "UNAUTHENTICATED"
     assert status_of(front, request_for("absent", prompt="not to be logged")) == "NOT_FOUND"
-    too_many_turns = json.dumps(["not to be logged"] * 1000)
-    assert status_of(front, request_for(prompt=too_many_turns)) == "INVALID_ARGUMENT"
-    assert front.get("/absent") == 404
+    hostile = request_for(prompt="not to be logged")
+    hostile.inputs[0].datatype = "INT64"
+    assert status_of(front, hostile) == "INVALID_ARGUMENT"
+    assert front.get("/absent") == 401
 
     def logged() -> list[dict[str, Any]]:
         lines = (tmp_path / "envoy.log").read_text().splitlines()
@@ -325,7 +326,7 @@ def test_the_log_has_a_line_for_each_request_that_failed_and_none_of_its_text(fr
 
     eventually(lambda: len(logged()) == 4)
     found = [(line["status"], line["grpc"]) for line in logged()]
-    assert found == [(200, "Unauthenticated"), (200, "NotFound"), (200, "InvalidArgument"), (404, None)]
+    assert found == [(200, "Unauthenticated"), (200, "NotFound"), (200, "InvalidArgument"), (401, None)]
     assert "not to be logged" not in (tmp_path / "envoy.log").read_text()
 
 
