@@ -163,9 +163,11 @@ class Maker:
 
 
 def pytest_collection_modifyitems(items):
-    """What needs a trace is slow: one for each architecture takes as long as two hundred other tests."""
+    """What needs a trace is slow: one for each architecture takes as long as two hundred other tests. So is what needs
+    a project that was exported.
+    """
     for item in items:
-        if "tracer" in getattr(item, "fixturenames", ()):
+        if {"tracer", "project"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

@@ -17,10 +17,16 @@ class Collector:
         self.spans: list[dict[str, Any]] = []
         self.services: set[str] = set()
 
-    def wait_for(self, *traces: str, timeout_s: float = 60.0) -> None:
-        """Until every trace has its request's span, the last of it to end; a server sends them every few seconds."""
+    def wait_for(self, *traces: str, least: int | None = None, timeout_s: float = 60.0) -> list[str]:
+        """Until every trace, or at `least` some, has its request's span, the last of it to end; returns those that have.
+
+        A server sends them every few seconds.
+        """
         end = time.monotonic() + timeout_s
-        while not all("InferRequest" in self.of(trace) for trace in traces):
+        while True:
+            came = [trace for trace in traces if "InferRequest" in self.of(trace)]
+            if len(came) >= (len(traces) if least is None else least):
+                return came
             assert time.monotonic() < end, f"spans of {traces} within {timeout_s:.0f} s, there are {self.spans}"
             time.sleep(0.1)
 
