@@ -18,7 +18,7 @@ class Collector:
         self.services: set[str] = set()
 
     def wait_for(self, *traces: str, least: int | None = None, timeout_s: float = 60.0) -> list[str]:
-        """Until every trace, or at `least` some, has its request's span, the last of it to end; returns those that have.
+        """Until every trace, or at `least` some, has the span of its request, which ends last; returns those that have.
 
         A server sends them every few seconds.
         """
