@@ -125,10 +125,12 @@ def ensemble_config(config: Config, *, symmetric: bool) -> Any:
     """
     message = _ensemble(config, tensors.ENSEMBLE_SYMMETRIC if symmetric else tensors.ENSEMBLE)
     members = [member.name for member in config.members]
-    exchanged = (tensors.PROMPT, tensors.RESPONSE_B, tensors.RESPONSE_A)
-    orders: tuple[str | None, ...] = tensors.ORDERS if symmetric else (None,)
-    for order, inputs in zip(orders, (tensors.BATTLE_INPUTS, exchanged), strict=False):
-        _tokenize_step(message, members, inputs, order, describing=order == orders[0])
+    orders: Mapping[str | None, tuple[Tensor, ...]] = {None: tensors.BATTLE_INPUTS}
+    if symmetric:
+        exchanged = (tensors.PROMPT, tensors.RESPONSE_B, tensors.RESPONSE_A)
+        orders = dict(zip(tensors.ORDERS, (tensors.BATTLE_INPUTS, exchanged), strict=True))
+    for order, inputs in orders.items():
+        _tokenize_step(message, members, inputs, order, describing=inputs == tensors.BATTLE_INPUTS)
         for member in members:
             step = message.ensemble_scheduling.step.add(model_name=member, model_version=-1)
             step.input_map[tensors.INPUT_IDS.name] = tensors.member_input_ids(member, order)
